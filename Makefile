@@ -1,0 +1,22 @@
+# Two commands: `make repro` runs the whole pipeline, `make test` the tests. Both install what they need into .venv.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv/bin
+
+.PHONY: repro test base
+
+repro: .venv/installed
+	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
+
+test: .venv/installed
+	$(VENV)/python -m pytest
+
+base: .venv/installed   # make the tiny base again (about an hour on two cores); not needed for anything else
+	cd models/tiny-paligemma && PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "error: $(PYTHON) is not Python 3.11 or 3.12: run make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "installing requirements.txt into .venv (about 6 GB with CUDA's libraries; minutes)"
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@

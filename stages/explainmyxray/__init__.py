@@ -1,0 +1,1 @@
+"""What the five stages share, a room per subject."""

@@ -1,0 +1,174 @@
+"""`params.yaml` as typed settings; a misspelt name, a wrong type or an impossible pair stops before any work.
+
+Read with `ruamel.yaml`, for PyYAML takes `1e-05` for text, which is what `dvc exp run -S train.learning_rate=1e-5` writes.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from explainmyxray.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+
+class Section(BaseModel):
+    """Strict: no unknown name, no `32.0` for 32, no `two`; frozen: settings are read, never changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Phantom(Section):
+    count: Count
+
+
+class Data(Section):
+    source: Literal["phantom", "kaggle"]
+    archives: str
+    image_size: Annotated[int, Field(ge=32, le=4096)]
+    phantom: Phantom
+
+
+class Reports(Section):
+    pertinent_negatives: Annotated[int, Field(ge=0, le=14)]
+
+
+class Split(Section):
+    train: Share
+    val: Share
+    test: Share
+    min_samples_per_class: Count
+    max_samples: Count
+    stratify_by: Literal["labels", "none"]
+    group_by: Literal["patient", "none"]
+
+    @model_validator(mode="after")
+    def _shares(self):
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train, val and test add up to {self.train + self.val + self.test:g}, not to 1")
+        if min(self.train, self.val, self.test) == 0:
+            raise ValueError("train, val and test must each be above 0")
+        return self
+
+
+class Model(Section):
+    id: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    max_length: Count
+
+
+class Quantization(Section):
+    load_in_4bit: bool
+    bnb_4bit_quant_type: Literal["nf4", "fp4"]
+    bnb_4bit_use_double_quant: bool
+    bnb_4bit_compute_dtype: Dtype
+
+
+class Lora(Section):
+    r: Count
+    alpha: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    bias: Literal["none", "all", "lora_only"]
+    task_type: Literal["CAUSAL_LM"]
+    target_modules: Annotated[list[str], Field(min_length=1)]
+
+
+class Augment(Section):
+    horizontal_flip: Share
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    color_jitter: Share
+
+
+class Train(Section):
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count
+    learning_rate: Positive
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    num_train_epochs: Positive
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"]
+    fp16: bool
+    bf16: bool
+    gradient_checkpointing: bool
+    dataloader_num_workers: Annotated[int, Field(ge=0)]
+    eval_steps: Count
+    save_steps: Count
+    save_total_limit: Count
+    load_best_model_at_end: bool
+    metric_for_best_model: Literal["eval_loss"]
+    early_stopping_patience: Count
+    early_stopping_threshold: NotNegative
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.save_steps % self.eval_steps:
+            raise ValueError(f"save_steps ({self.save_steps}) is no multiple of eval_steps ({self.eval_steps})")
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 exclude each other: set one to false")
+        return self
+
+
+class Evaluate(Section):
+    batch_size: Count
+    max_new_tokens: Count
+    num_beams: Count
+    bootstrap_samples: Count
+    gallery: Count
+
+
+class Settings(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    reports: Reports
+    split: Split
+    model: Model
+    quantization: Quantization
+    lora: Lora
+    augment: Augment
+    train: Train
+    evaluate: Evaluate
+
+
+def load_settings(path: str | Path = "params.yaml") -> Settings:
+    """Read and check `path`. Raises UserError with one line that names the key and what it should be."""
+    try:
+        values = YAML(typ="safe").load(Path(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the root of the repository") from None
+    except YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors()]
+        raise UserError(f"{path}: {'; '.join(problems)}") from None
+
+
+def _problem(error: dict) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key} is no parameter{_suggestion(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = f", got {error['input']!r}" if not isinstance(error["input"], dict) else ""
+    return f"{key}: {message}{given}" if key else message
+
+
+def _suggestion(loc: tuple) -> str:
+    section = Settings
+    for part in loc[:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
+    return f": did you mean {near[0]}?" if near else f"; there are {', '.join(section.model_fields)}"

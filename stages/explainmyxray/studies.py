@@ -1,0 +1,50 @@
+"""The studies table: one row an image kept, read and written in one place.
+
+Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into NaN.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from explainmyxray.errors import UserError
+from explainmyxray.outputs import replacing
+
+COLUMNS = ("image", "source", "patient", "labels", "subtype", "view", "age_years", "sex", "sha256")
+REPORT_COLUMNS = (*COLUMNS, "report")
+NO_FINDING = "No Finding"
+
+
+def join_labels(labels) -> str:
+    """`{"Mass", "Effusion"}` as `Effusion|Mass`; no label at all as `No Finding`."""
+    return "|".join(sorted(labels)) or NO_FINDING
+
+
+def split_labels(text: str) -> frozenset[str]:
+    """`Effusion|Mass` as a set of findings; `No Finding` as the empty set."""
+    return frozenset(text.split("|")) - {NO_FINDING, ""}
+
+
+def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:
+    """Read a table of text columns.
+
+    Raises UserError where the file is missing, empty, or lacks one of `columns`.
+    """
+    path = Path(path)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `dvc repro` to make it") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no table: {error}") from None
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    if frame.empty:
+        raise UserError(f"{path} has no rows: there is nothing to work on")
+    return frame
+
+
+def write_table(path: str | Path, frame: pd.DataFrame) -> None:
+    """Write `frame` as CSV, aside and renamed into place."""
+    with replacing(path) as aside:
+        frame.to_csv(aside, index=False, lineterminator="\n")
