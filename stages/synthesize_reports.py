@@ -1,0 +1,37 @@
+"""Write a report for every image of the studies table: `python stages/synthesize_reports.py`.
+
+Reads data/studies.csv and the wordings in stages/explainmyxray/reports/templates.yaml, writes data/reports.csv. The
+text of an image depends on its labels, its name and the seed alone, so that another image more or less changes none.
+"""
+
+import random
+
+from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.reports.writer import load_bank, write
+from explainmyxray.settings import load_settings
+from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table
+
+STUDIES, REPORTS = "data/studies.csv", "data/reports.csv"
+
+
+def main() -> None:
+    settings = load_settings()
+    bank = load_bank()
+    studies = read_table(STUDIES)
+    for image, labels in zip(studies["image"], studies["labels"]):
+        if unknown := sorted(split_labels(labels) - set(FINDINGS)):
+            raise UserError(f"{STUDIES}: {image} has the label {unknown[0]!r}, which is no finding of findings.yaml")
+    negatives = settings.reports.pertinent_negatives
+    studies["report"] = [
+        write(split_labels(labels), bank, random.Random(f"{settings.seed}:{image}"), negatives)
+        for image, labels in zip(studies["image"], studies["labels"])
+    ]
+    write_table(REPORTS, studies[list(REPORT_COLUMNS)])
+    words = studies["report"].str.split().str.len()
+    print(f"{len(studies)} reports, {studies['report'].nunique()} different texts, "
+          f"{words.median():.0f} words in the middle and {words.max()} at most -> {REPORTS}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
