@@ -1,0 +1,105 @@
+"""Write a report for every test image, score it, and put baselines and a ceiling beside it.
+
+    python stages/evaluate.py           # generate, then score
+    python stages/evaluate.py --score   # score metrics/predictions.csv again, without the model
+
+Reads models/adapter, data/splits and data/images; writes metrics/predictions.csv, metrics/eval.json and the pictures.
+"""
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library, not this script
+
+import pandas as pd  # noqa: E402
+from transformers import set_seed  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from explainmyxray.errors import exit_on_user_error  # noqa: E402
+from explainmyxray.model.adapter import load_adapter  # noqa: E402
+from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
+from explainmyxray.model.generation import generate, image_features  # noqa: E402
+from explainmyxray.outputs import write_metrics  # noqa: E402
+from explainmyxray.pictures.gallery import draw_gallery  # noqa: E402
+from explainmyxray.pictures.plots import plot_findings, plot_systems  # noqa: E402
+from explainmyxray.reports.writer import load_bank, write  # noqa: E402
+from explainmyxray.runtime import write_runtime  # noqa: E402
+from explainmyxray.scoring import baselines, card  # noqa: E402
+from explainmyxray.settings import Settings, load_settings  # noqa: E402
+from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table  # noqa: E402
+
+SPLITS, IMAGES, ADAPTER, METRICS = Path("data/splits"), Path("data/images"), Path("models/adapter"), Path("metrics")
+
+
+def main() -> None:
+    settings = load_settings()
+    if "--score" not in sys.argv[1:]:
+        write_table(METRICS / "predictions.csv", predict(settings))
+    predictions = read_table(METRICS / "predictions.csv", card.COLUMNS)
+    scored = card.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
+    show(predictions, scored, settings)
+    write_metrics(METRICS / "eval.json", scored.metrics)
+    print(summary(scored.metrics), flush=True)
+
+
+def predict(settings: Settings) -> pd.DataFrame:
+    """The test split with a report from the model and from each baseline: the columns of `card.COLUMNS`."""
+    logging.set_verbosity_error()
+    check_base(settings.model)
+    train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))
+    set_seed(settings.seed)
+    started = time.monotonic()
+    processor = load_processor(settings.model)
+    model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER)
+    predictions = test[[*card.FACTS, "report"]].copy()
+    predictions[card.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
+    predictions["blind"] = predictions[card.MODEL].to_numpy()[baselines.other_patients(test["patient"], settings.seed)]
+    with model.disable_adapter():
+        predictions["untuned"] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate, "untuned")
+        seen = {name: image_features(model, processor, IMAGES, list(rows["image"]), settings.evaluate.batch_size).numpy()
+                for name, rows in (("train", train), ("test", test))}
+    write_runtime("evaluate", started, images=2 * len(test))
+
+    labels = train["labels"].map(split_labels)
+    told = baselines.classifier(seen["train"], labels, seen["test"], settings.seed, train["patient"])
+    predictions["majority"] = baselines.majority(train)
+    predictions["nearest"] = train["report"].to_numpy()[baselines.nearest(seen["train"], seen["test"])]
+    predictions["classifier"] = reports("classifier", told, test, settings)
+    predictions["ceiling"] = reports("ceiling", test["labels"].map(split_labels), test, settings)
+    return predictions[list(card.COLUMNS)]
+
+
+def reports(name: str, labels, test: pd.DataFrame, settings: Settings) -> list[str]:
+    """Fresh reports from labels, worded independently of the reference reports."""
+    bank = load_bank()
+    rngs = (random.Random(f"{name}:{settings.seed}:{image}") for image in test["image"])
+    return [write(each, bank, rng, settings.reports.pertinent_negatives) for each, rng in zip(labels, rngs)]
+
+
+def show(predictions: pd.DataFrame, scored: card.Card, settings: Settings) -> None:
+    """The tables and pictures behind `dvc plots show`."""
+    plots = METRICS / "plots"
+    write_table(plots / "findings.csv", scored.findings.round(4))
+    write_table(plots / "confusion.csv", scored.confusion)
+    plot_findings(scored.findings, plots / "findings.png")
+    plot_systems(scored.systems, plots / "baselines.png")
+    draw_gallery(predictions, scored.predicted, scored.order, IMAGES, METRICS / "gallery.png", settings.evaluate.gallery)
+
+
+def summary(figures: dict) -> str:
+    """The headline figures of the model and of what it is measured against."""
+    rows = {"model": figures, **figures["baselines"]}
+    lines = [f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}"]
+    for name, each in rows.items():
+        f = each["findings"]
+        lines.append(f"{name:<11}{each['bleu']:>7.2f}{each['rougeL']:>9.3f}{f['micro_f1']:>10.3f}{f['macro_f1']:>10.3f}"
+                     f"{f['exact_match']:>8.3f}{each['distinct_reports']:>10}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,140 @@
+"""The pictures: the same bytes each time, whatever the texts, and nothing that overlaps or leaves the page."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from explainmyxray.pictures import gallery, page, plots
+from explainmyxray.reports.findings import FINDINGS
+
+LONG = "The cardiac silhouette is enlarged, $x_1$ and there is pleural_thickening^2 " * 12 + "w" * 200
+
+
+@pytest.fixture
+def cases(tmp_path):
+    sizes = [(224, 224), (448, 300), (90, 120)]
+    for number, size in enumerate(sizes):
+        pixels = np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    facts = {"source": "chest_xray_pneumonia", "view": "PA", "age_years": "61", "sex": "F"}
+    return pd.DataFrame([
+        facts | {"image": "0.png", "labels": "Edema|Mass", "report": "There is edema. A mass.", "generated": "Edema."},
+        facts | {"image": "1.png", "labels": "No Finding", "report": "Clear lungs.", "generated": LONG, "view": ""},
+        facts | {"image": "2.png", "labels": "|".join(FINDINGS), "report": LONG, "generated": "", "age_years": ""},
+    ])
+
+
+READ = [frozenset({"Edema"}), frozenset({"Effusion"}), frozenset()]
+
+
+def draw(cases, folder, name="gallery.png", n=3):
+    gallery.draw_gallery(cases, READ, [0, 1, 2], folder, folder / name, n)
+    return (folder / name).read_bytes()
+
+
+def test_gallery_has_the_same_bytes_each_time_and_the_width_of_a_readme(cases, tmp_path):
+    assert draw(cases, tmp_path) == draw(cases, tmp_path, "again.png")
+    with Image.open(tmp_path / "gallery.png") as image:
+        assert image.width == 1000 and not image.info.get("Software")
+
+
+def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    draw(cases, tmp_path)
+    renderer = figures[0].canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figures[0].texts]
+    boxes += [axes.get_window_extent(renderer) for axes in figures[0].axes]
+    limits = figures[0].bbox
+    for number, box in enumerate(boxes):
+        assert limits.x0 <= box.x0 and box.x1 <= limits.x1 and limits.y0 <= box.y0 and box.y1 <= limits.y1
+        for other in boxes[:number]:
+            apart = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(apart) <= 1  # a pixel: the boxes of two lines touch
+
+
+def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(page.Page, "write", lambda self, left, top, text, *_, **__: written.append(text))
+    draw(cases, tmp_path)
+    everything = "\n".join(written)
+    assert "not a medical device" in everything and "synthetic" in everything and "research and teaching" in everything
+    assert {"✓ Edema", "✗ Mass", "+ Effusion", "✗ Pleural Thickening"} <= set(written)
+    assert {"Reference · best case", "Reference · median case", "Reference · worst case"} <= set(written)
+    assert "chest_xray_pneumonia\nPA · 61 years · F" in written
+
+
+def test_the_pixels_of_an_xray_are_shown_as_they_are(cases, tmp_path):
+    draw(cases, tmp_path)
+    with Image.open(tmp_path / "gallery.png") as image:
+        shown = np.asarray(image.convert("L"))[gallery.HEAD : gallery.HEAD + 224, page.MARGIN : page.MARGIN + 224]
+    with Image.open(tmp_path / "0.png") as image:
+        assert (shown == np.asarray(image)).all()
+
+
+def test_choose_takes_the_ends_and_the_middle_and_no_row_twice():
+    assert gallery.choose(range(9), 3) == [("best", 0), ("median", 4), ("worst", 8)]
+    assert gallery.choose(range(9), 1) == [("median", 4)]
+    for n in range(1, 9):
+        rows = [row for _, row in gallery.choose(range(5), n)]
+        assert rows == sorted(set(rows)) and len(rows) == min(n, 5)
+
+
+def test_findings_of_names_found_missed_and_invented():
+    pairs = gallery.findings_of(frozenset({"Mass", "Edema"}), frozenset({"Mass", "Hernia"}))
+    assert pairs == [("found", "Mass"), ("missed", "Edema"), ("invented", "Hernia")]
+    assert gallery.findings_of(frozenset(), frozenset()) == [("found", "No Finding")]
+
+
+def test_wrap_keeps_the_words_and_the_width():
+    text = "There is enlargement of the cardiac silhouette. " * 3
+    lines = page.wrap(text, page.PLAIN, 200, 99)
+    assert " ".join(lines) == text.strip()
+    assert all(page.text_width(line, page.PLAIN) <= 200 for line in lines)
+    assert "".join(page.wrap("w" * 90, page.PLAIN, 100, 99)) == "w" * 90
+    assert page.wrap("", page.PLAIN, 100, 99) == ["(nothing)"]
+    cut = page.wrap(text, page.PLAIN, 200, 2)
+    assert len(cut) == 2 and cut[-1].endswith("…") and cut[0] == lines[0]
+
+
+def findings_rows(**support):
+    rows = pd.DataFrame({"finding": FINDINGS, "f1": 0.5, "low": 0.25, "high": 1.0, "support": 12})
+    rows["support"] = [support.get(name, 12) for name in FINDINGS]
+    return rows
+
+
+def systems_rows():
+    return pd.DataFrame([
+        {"system": system, "figure": figure, "value": 0.5 * scale, "low": 0.0, "high": 1.0 * scale}
+        for system in plots.LABELS for figure, (_, scale) in plots.PANELS.items()
+    ])
+
+
+@pytest.mark.parametrize("plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())])
+def test_plots_have_the_same_bytes_each_time_whatever_the_matplotlibrc(plot, rows, tmp_path):
+    import matplotlib
+
+    plot(rows, tmp_path / "a.png")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        plot(rows, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())])
+def test_plot_labels_stay_on_the_page(plot, rows, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    plot(rows, tmp_path / "a.png")
+    tight, page_box = figures[0].get_tightbbox(), figures[0].bbox_inches
+    assert page_box.x0 <= tight.x0 and tight.x1 <= page_box.x1 and page_box.y0 <= tight.y0 and tight.y1 <= page_box.y1
+
+
+def test_a_finding_that_no_image_has_gets_no_dot(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    plots.plot_findings(findings_rows(Hernia=0), tmp_path / "a.png")
+    axes = figures[0].axes[0]
+    assert len(axes.collections[1].get_offsets()) == 13
+    assert [text.get_text() for text in axes.texts].count("no image has it") == 1

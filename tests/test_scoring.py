@@ -1,0 +1,253 @@
+"""The figures: equal to the libraries called directly, unmoved by a resample's shortcut, whole in eval.json."""
+
+import os
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pandas as pd
+import pytest
+import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from explainmyxray.outputs import rounded
+from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.scoring import bleu, card, findings, intervals, rouge
+from explainmyxray.scoring.parts import from_sums, parts, totals
+from explainmyxray.studies import join_labels, split_labels
+
+REPORTS = [
+    "FINDINGS: The heart is enlarged. There is a small pleural effusion; no pneumothorax. IMPRESSION: 1. Cardiomegaly.",
+    "The lungs are clear.  No acute cardiopulmonary process\n(compared with 12/3).",
+    "There are airspace opacities, consistent with pneumonia. The heart is not enlarging; each lung clears.",
+    "A nodule isn't seen & the costophrenic angles are sharp; follow-up \"as needed\".",
+    "",
+]
+SETS = st.lists(st.frozensets(st.sampled_from(FINDINGS), max_size=5), min_size=12, max_size=12)
+
+
+def said(text: str) -> frozenset[str]:
+    """A stand-in for the labeler: the names that stand in the text."""
+    return frozenset(name for name in FINDINGS if name in text)
+
+
+def table(n: int, seed: int = 0, right: float = 0.6) -> pd.DataFrame:
+    """Predictions where a system keeps the true labels with some probability and else says something at random."""
+    rng = np.random.default_rng(seed)
+    draw = lambda: frozenset(rng.choice(FINDINGS[:6], size=rng.integers(0, 3), replace=False))
+    word = lambda labels: f"{rng.choice(['There is', 'We see'])} {' and '.join(sorted(labels)) or 'nothing'} ."
+    rows = []
+    for row in range(n):
+        labels = draw()
+        guesses = {name: labels if rng.random() < right else draw() for name in (card.MODEL, *card.BASELINES)}
+        facts = dict(image=f"{row}.png", source="phantom", patient=f"p{row // 2}", labels=join_labels(labels))
+        known = dict(view=rng.choice(["PA", "AP", ""]), age_years=rng.choice(["", "0.5", "40", "87"]), sex="F")
+        rows.append(facts | known | {"report": word(labels)} | {name: word(each) for name, each in guesses.items()})
+    return pd.DataFrame(rows)
+
+
+def direct_bleu(predictions, references):
+    return sacrebleu.corpus_bleu(predictions, [references]).score
+
+
+def direct_rouge(predictions, references, kind):
+    scorer = RougeScorer([kind])
+    return np.mean([scorer.score(target, text)[kind].fmeasure for target, text in zip(references, predictions)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.text(alphabet="abc d.,-1ü\n", max_size=40) | st.sampled_from(REPORTS)] * 2), min_size=1))
+def test_metric_modules_equal_the_libraries_to_the_last_digit(pairs):
+    predictions, references = map(list, zip(*pairs))
+    both = {"predictions": predictions, "references": references}
+    result = evaluate.load(bleu.__file__, keep_in_memory=True).compute(**both)
+    assert result["score"] == direct_bleu(predictions, references)
+    assert bleu.from_statistics(bleu.statistics(predictions, references).sum(0)) == result["score"]
+    result = evaluate.load(rouge.__file__, keep_in_memory=True).compute(**both)
+    assert result == {kind: direct_rouge(predictions, references, kind) for kind in rouge.KINDS}
+
+
+def test_metric_modules_equal_the_libraries_on_reports():
+    predictions, references = REPORTS[:4] + REPORTS[:3], REPORTS[1:5] + REPORTS[:3]
+    both = {"predictions": predictions, "references": references}
+    result = evaluate.load(bleu.__file__).compute(**both)
+    assert 0 < result["score"] == direct_bleu(predictions, references) < 100
+    assert result["signature"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    assert evaluate.load(rouge.__file__).compute(**both)["rougeL"] == direct_rouge(predictions, references, "rougeL")
+
+
+def test_metric_modules_load_without_network_from_an_empty_cache(tmp_path):
+    code = f"""
+import socket
+def refuse(*_): raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+import evaluate
+for path in {bleu.__file__!r}, {rouge.__file__!r}:
+    print(evaluate.load(path, keep_in_memory=True).compute(predictions=["a b c d"], references=["a b c d"]))
+"""
+    offline = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = offline | {"HF_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "100.0" in run.stdout and "'rougeL': 1.0" in run.stdout
+
+
+@given(SETS, SETS)
+def test_findings_figures_equal_sklearn(true, predicted):
+    as_array = lambda sets: np.array([[name in each for name in FINDINGS] for each in sets])
+    y, z = as_array(true), as_array(predicted)
+    counted = findings.counts(true, predicted).sum(0)
+    expected = np.array(precision_recall_fscore_support(y, z, zero_division=0)).T
+    figures = findings.per_finding(counted)
+    assert np.allclose([list(figures[name].values()) for name in FINDINGS], expected, atol=1e-12)
+    assert np.isclose(findings.micro_f1(counted), f1_score(y, z, average="micro", zero_division=0))
+    there = y.any(0)
+    macro = f1_score(y[:, there], z[:, there], average=None, zero_division=0).mean() if there.sum() > 1 else None
+    assert macro is None or np.isclose(findings.macro_f1(counted), macro)
+    assert findings.exact(true, predicted).mean() == (y == z).all(1).mean()
+
+
+def test_findings_of_nothing_are_finite_and_complete():
+    nothing = [frozenset()] * 3
+    counted = findings.counts(nothing, nothing).sum(0)
+    assert list(findings.per_finding(counted)) == list(FINDINGS)
+    assert findings.micro_f1(counted) == findings.macro_f1(counted) == 0
+    assert findings.exact(nothing, nothing).tolist() == [1, 1, 1]
+
+
+def test_a_name_outside_the_14_is_refused():
+    with pytest.raises(ValueError, match="No Finding"):
+        findings.counts([frozenset({"No Finding"})], [frozenset()])
+
+
+def test_confusion_pairs_what_was_missed_with_what_was_written_instead():
+    true = [{"Mass", "Edema"}, {"Mass"}, set(), {"Hernia"}]
+    predicted = [{"Edema", "Nodule"}, set(), {"Effusion"}, {"Hernia"}]
+    instead = [("Mass", "Nodule"), ("Mass", "nothing"), ("nothing", "Effusion")]
+    expected = [("Edema", "Edema"), *instead, ("Hernia", "Hernia")]
+    assert findings.confusion(map(frozenset, true), map(frozenset, predicted)) == expected
+
+
+def test_resamples_draw_whole_patients():
+    patients = ["b", "a", "b", "c", "a", "b"]
+    drawn = intervals.weights(patients, 50, seed=1)
+    assert (drawn[:, [0, 0, 1]] == drawn[:, [2, 5, 4]]).all()
+    assert (drawn[:, [0, 1, 3]].sum(1) == 3).all()  # as many patients as there are
+    assert (drawn == intervals.weights(patients, 50, seed=1)).all()
+    assert (drawn != intervals.weights(patients, 50, seed=2)).any()
+    order = [3, 2, 1, 0, 5, 4]
+    assert (drawn[:, order] == intervals.weights(np.array(patients)[order], 50, seed=1)).all()
+
+
+def rows_of(frame: pd.DataFrame):
+    true, predicted = frame["labels"].map(split_labels), frame["generated"].map(said)
+    return parts(frame["generated"], frame["report"], list(true), list(predicted))
+
+
+def test_a_resample_scores_as_if_its_images_were_written_out():
+    frame = table(40)
+    drawn = intervals.weights(frame["patient"], 5, seed=3)
+    quick = from_sums(intervals.resampled(rows_of(frame), drawn))
+    for sample, times in enumerate(drawn.astype(int)):
+        written_out = frame.loc[frame.index.repeat(times)]
+        slow = from_sums(totals(rows_of(written_out)))
+        assert {name: pytest.approx(value[sample]) for name, value in quick.items()} == slow
+        assert quick["bleu"][sample] == direct_bleu(written_out["generated"].tolist(), written_out["report"].tolist())
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(200):
+        of_patient = rng.normal(size=60)  # three images of a patient agree: 60 values, not 180
+        patients = np.repeat(np.arange(60), 3)
+        rows = {"value": of_patient[patients], "n": np.ones(180)}
+        sums = intervals.resampled(rows, intervals.weights(patients, 400, trial))
+        interval = intervals.low_high(sums["value"] / sums["n"])
+        hits += interval["low"] <= 0 <= interval["high"]
+    assert 180 <= hits <= 199  # images drawn singly would give about 150
+
+
+@pytest.fixture(scope="module")
+def scored():
+    frame = table(120)
+    return frame, card.score(frame, seed=42, bootstrap_samples=200, read=said)
+
+
+def test_eval_json_is_what_the_design_says(scored):
+    frame, result = scored
+    metrics = rounded(result.metrics)  # raises on a list and on what is not finite
+    assert metrics["n"] == 120 and metrics["patients"] == 60
+    assert metrics["bleu"] == round(direct_bleu(frame["generated"].tolist(), frame["report"].tolist()), 4)
+    assert metrics["distinct_reports"] == frame["generated"].nunique()
+    assert set(metrics["findings"]) == {"micro_f1", "macro_f1", "exact_match", "per_finding"}
+    assert list(metrics["findings"]["per_finding"]) == list(FINDINGS)
+    assert list(metrics["baselines"]) == list(card.BASELINES)
+    for figures in metrics["baselines"].values():
+        assert {"bleu", "rouge1", "rouge2", "rougeL", "findings", "distinct_reports"} <= set(figures)
+        assert set(figures["findings"]) == {"micro_f1", "macro_f1", "exact_match"}
+
+
+def test_headline_figures_lie_in_their_intervals(scored):
+    result = scored[1]
+    for section, place in ((result.metrics, result.metrics["ci95"]),
+                           (result.metrics["findings"], result.metrics["ci95"]["findings"])):
+        named = [name for name in place if name != "findings"]
+        assert named and all(place[name]["low"] < section[name] < place[name]["high"] for name in named)
+    assert len(result.systems) == 7 * 5 and (result.systems["low"] <= result.systems["high"]).all()
+    assert list(result.findings["finding"]) == list(FINDINGS)
+    assert result.findings["f1"].between(result.findings["low"], result.findings["high"]).all()
+
+
+def test_slices_add_up_and_say_when_they_are_too_small(scored):
+    frame, result = scored
+    slices = result.metrics["slices"]
+    assert slices["source"]["phantom"]["bleu"] == pytest.approx(result.metrics["bleu"])
+    assert sum(part["n"] for part in slices["findings"].values()) == 120
+    assert set(slices["age"]) == {"under_18", "40_to_64", "65_and_over"}
+    assert set(slices["view"]) == {"PA", "AP"}  # unknown ones are in no slice
+    for part in slices["view"].values():
+        assert part["too_small"] == (part["n"] < 30)
+    alone = card.score(frame[frame["view"] == "PA"], 42, 10, read=said).metrics
+    assert slices["view"]["PA"]["micro_f1"] == pytest.approx(alone["findings"]["micro_f1"])
+    assert "micro_f1" not in slices["findings"]["none"] and slices["findings"]["none"]["exact_match"] > 0
+
+
+def test_scoring_again_or_in_another_order_gives_the_same_metrics(scored):
+    frame, result = scored
+    again = card.score(frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, read=said)
+    assert rounded(again.metrics) == rounded(result.metrics)
+
+
+def test_a_perfect_model_and_a_silent_one():
+    frame = table(40)
+    frame["generated"], frame["majority"] = frame["report"], ""
+    metrics = card.score(frame, 42, 50, read=said).metrics
+    assert metrics["bleu"] == pytest.approx(100) and metrics["rougeL"] == 1
+    assert metrics["findings"]["macro_f1"] == metrics["findings"]["exact_match"] == 1
+    silent = metrics["baselines"]["majority"]
+    assert silent["bleu"] == silent["rougeL"] == silent["findings"]["micro_f1"] == 0
+    assert silent["findings"]["exact_match"] == (frame["labels"] == "No Finding").mean()
+
+
+def test_order_goes_from_the_best_report_to_the_worst(scored):
+    frame, result = scored
+    wrong = [len(split_labels(frame["labels"][row]) ^ result.predicted[row]) for row in result.order]
+    assert sorted(result.order) == list(range(120))
+    assert wrong[0] == 0 and wrong[-1] == max(wrong)
+
+
+def test_repetition_is_counted():
+    frame = table(10)
+    frame["generated"] = ["The lungs are clear. The LUNGS are clear.", *["The lungs are clear."] * 9]
+    metrics = card.score(frame, 42, 10, read=said).metrics
+    assert metrics["repetitive_reports"] == 1 and metrics["distinct_reports"] == 2
+
+
+def test_the_labeler_reads_the_reports_unless_told_otherwise():
+    frame = table(6)
+    frame["labels"], frame["generated"] = "Pneumothorax", "There is a pneumothorax. No pleural effusion."
+    assert card.score(frame, 42, 10).predicted == [frozenset({"Pneumothorax"})] * 6
