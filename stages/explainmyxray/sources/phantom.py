@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
-from explainmyxray import settings
 from explainmyxray.sources import Film
 from explainmyxray.sources.phantom_drawing import Build, draw
 from explainmyxray.studies import split_labels
+
+if TYPE_CHECKING:
+    from explainmyxray import settings
 
 MIX: dict[str, int] = YAML(typ="safe").load(Path(__file__).with_name("phantom_mix.yaml"))
 PIPELINE, PRETRAINING = 0, 1   # streams of random numbers that share nothing, whatever the seed
@@ -34,7 +37,7 @@ class PhantomFilm(Film):
         return draw(split_labels(self.study["labels"]), Build.sample(patient), image, self.size)
 
 
-def films(data: settings.Data, seed: int) -> Iterator[Film]:
+def films(data: "settings.Data", seed: int) -> Iterator[Film]:
     """The pipeline's phantoms, `data.phantom.count` of them at `data.image_size`."""
     return sample(PIPELINE, seed, data.phantom.count, data.image_size)
 

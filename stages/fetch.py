@@ -1,0 +1,109 @@
+"""Fetch: prepare every usable film of the source once, at `data.image_size`.
+
+    python stages/fetch.py
+
+Writes data/images/, data/studies.csv and metrics/fetch.json, which says what was dropped and why.
+"""
+
+import hashlib
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from explainmyxray import sources, studies
+from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.outputs import replacing, write_metrics
+from explainmyxray.settings import load_settings
+from explainmyxray.sources.archive import BadImage
+
+WINDOW, CHUNK = 2048, 8   # films under way at once, which bounds memory; films a process takes at a time
+
+
+def main() -> None:
+    settings = load_settings()
+    films, accounts = sources.offered(settings.data, settings.seed)
+    for account in accounts.values():
+        account |= {"images_kept": 0, "pixel_copies_dropped": 0, "copies_with_other_labels": 0}
+    with replacing("data/images") as folder:
+        table = keep(films, settings.data.image_size, folder, accounts)
+        studies.write_table("data/studies.csv", table)
+        figures = {"images": len(table), "patients": table["patient"].nunique(), **accounts}
+        write_metrics("metrics/fetch.json", figures)
+    print(*summary(figures), sep="\n")
+
+
+def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> pd.DataFrame:
+    """Write the films that are neither bad nor copies to `folder` and count all in `accounts`; returns the studies."""
+    films = sorted(films, key=lambda film: f"{film.name}.png")
+    rows, labels = [], {}
+    every = 0.5 if sys.stderr.isatty() else 15   # seconds between progress lines: a log file gets few
+    for film, done in tqdm(prepared(films, size), total=len(films), desc="fetch", unit="image", mininterval=every):
+        account = accounts[film.study["source"]]
+        if isinstance(done, str):
+            account["bad_dropped"][done] += 1
+            continue
+        sha256, png = done
+        if sha256 in labels:
+            account["pixel_copies_dropped"] += 1
+            account["copies_with_other_labels"] += film.study["labels"] != labels[sha256]
+            continue
+        labels[sha256] = film.study["labels"]
+        account["images_kept"] += 1
+        path = folder / f"{film.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png)
+        rows.append({**film.study, "image": f"{film.name}.png", "sha256": sha256})
+    if not rows:
+        raise UserError("no image: the source offers none that can be used; look at the archives in data.archives")
+    return pd.DataFrame(rows, columns=studies.COLUMNS)
+
+
+def prepared(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, tuple[str, bytes] | str]]:
+    """Each film, in order, with what `prepare` makes of it; on all cores, and the same whatever their number."""
+    work = partial(prepare, size=size)
+    processes = min(os.cpu_count() or 1, len(films) // 64)
+    if processes < 2:   # starting processes takes longer
+        yield from ((film, work(film)) for film in films)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for start in range(0, len(films), WINDOW):
+            window = films[start:start + WINDOW]
+            yield from zip(window, pool.map(work, window, chunksize=CHUNK), strict=True)
+
+
+def prepare(film: sources.Film, size: int) -> tuple[str, bytes] | str:
+    """The SHA-256 of the film's pixels and its PNG file at `size` pixels square; or why it is no usable image."""
+    try:
+        image = film.read()   # at full size, for the sum is over all pixels: JPEG's reduced-size decoding is no help
+    except BadImage as bad:
+        return bad.reason
+    sha256 = hashlib.sha256(b"%dx%d " % image.size + image.tobytes()).hexdigest()
+    file = io.BytesIO()
+    small = image.resize((size, size), Image.Resampling.BICUBIC)   # bicubic, as SiglipImageProcessor resizes
+    small.save(file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY)     # less than half the default's time, 2 % more bytes
+    return sha256, file.getvalue()
+
+
+def summary(figures: dict) -> Iterator[str]:
+    """The figures for a person: a line a data set, with what was dropped and why."""
+    for name, account in figures.items():
+        if isinstance(account, dict):
+            reasons = {key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key}
+            reasons |= reasons.pop("bad", {})
+            dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
+            yield f"{name}: {account['images_kept']} images kept; dropped: {dropped or 'none'}"
+    yield f"data/studies.csv: {figures['images']} images of {figures['patients']} patients"
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
