@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
     RepositoryNotFoundError, RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging
 from transformers import (
     AutoConfig, AutoProcessor, BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
 )
@@ -49,6 +50,8 @@ def check_base(model: settings.Model) -> str:
             raise UserError(f"model.id: the folder {model.id} holds no model (no config.json)")
         _is_paligemma(model)
         return "local"
+    print(f"asking the hub for {model.id}", flush=True)   # without network the client tries for half a minute
+    logging.set_verbosity_error()
     with hub_errors(model):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
     _is_paligemma(model)

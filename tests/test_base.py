@@ -1,0 +1,111 @@
+"""The real model's door: what stands behind `model.id`, before anything is loaded; and PaliGemma-3B's shape without weights."""
+
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
+
+from explainmyxray.model.adapter import add_lora, trainable
+from explainmyxray.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWERS = {   # what the hub answers for each id: status, its own error code
+    "google/paligemma-3b-pt-224": (403, "GatedRepo"),
+    "google/paligema-3b": (401, "RepoNotFound"),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as answers for a file that may not be had."""
+
+    def do_HEAD(self):
+        status, code = next((answer for name, answer in ANSWERS.items() if name in self.path), (404, "RepoNotFound"))
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+PROGRAM = """
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.model.base import check_base
+from explainmyxray.settings import load_settings
+exit_on_user_error(lambda: check_base(load_settings().model))
+"""
+
+
+def check(tmp_path, model_id: str, endpoint: str, program=("-c", PROGRAM), **more) -> subprocess.CompletedProcess:
+    """Ask for `model_id` in a process of its own, for the hub's client reads its address when it is imported."""
+    text = (ROOT / "params.yaml").read_text().replace("id: models/tiny-paligemma ", f"id: {model_id} ")
+    (tmp_path / "params.yaml").write_text(text)
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": "hf_secretsecretsecret",
+           "PYTHONPATH": str(ROOT / "stages"), **more}
+    return subprocess.run([sys.executable, *program], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("model_id, says", [
+    ("google/paligemma-3b-pt-224", "asks for its licence to be accepted: do so on https://huggingface.co/google/paligemma-3b-pt-224"),
+    ("google/paligema-3b", "there is no model google/paligema-3b"),
+    ("not a model", "is neither a folder here nor the id of a model on the hub"),
+])
+def test_what_the_hub_refuses_is_one_line(tmp_path, hub, model_id, says):
+    done = check(tmp_path, model_id, hub)
+    assert done.returncode == 1
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "secret" not in done.stderr + done.stdout
+
+
+def test_the_training_stage_ends_before_it_looks_at_any_data(tmp_path, hub):
+    done = check(tmp_path, "google/paligemma-3b-pt-224", hub, program=(str(ROOT / "stages/train_qlora.py"),))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: model.id") and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_no_network_is_one_line(tmp_path, more):
+    done = check(tmp_path, "google/paligemma-3b-pt-224", "http://127.0.0.1:9", **more)   # nobody listens there
+    assert done.returncode == 1
+    assert "the hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = check(tmp_path, "empty", "http://127.0.0.1:9")
+    assert done.returncode == 1 and "holds no model" in done.stderr
+
+
+def test_paligemma_3b_has_the_parameters_that_the_guide_says():
+    """The shape of google/paligemma-3b-pt-224 on the meta device: LoRA r 16 on attention trains 0.2277 % of it."""
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+                                         patch_size=14, image_size=224, projection_dim=2048, vision_use_head=False).to_dict(),
+        text_config=GemmaConfig(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
+                                num_key_value_heads=1, head_dim=256, vocab_size=257216).to_dict(),
+        projection_dim=2048, image_token_index=257152,
+    )
+    with torch.device("meta"):
+        model = add_lora(AutoModelForImageTextToText.from_config(config), load_settings(ROOT / "params.yaml").lora)
+    count, percent = trainable(model)
+    assert count == 6_672_384
+    assert round(percent, 4) == 0.2277

@@ -1,0 +1,80 @@
+"""The tiny base: a real PaliGemma, small, that has never seen the pipeline's reports."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+
+from explainmyxray.reports import writer
+from explainmyxray.reports.findings import FINDINGS
+
+BASE = Path(__file__).resolve().parents[1] / "models" / "tiny-paligemma"
+
+
+@pytest.fixture(scope="module")
+def english():
+    spec = importlib.util.spec_from_file_location("english", BASE / "english.py")
+    module = sys.modules["english"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def strings(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from strings(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from strings(each)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z{}]+", text.lower())
+
+
+def test_it_is_a_paligemma_of_about_two_million_parameters_in_eight_megabytes():
+    model = PaliGemmaForConditionalGeneration.from_pretrained(BASE)
+    assert 1.5e6 < model.num_parameters() < 2.5e6
+    assert (BASE / "model.safetensors").stat().st_size < 8e6
+    assert not list(BASE.glob("*.bin")) and not list(BASE.glob("*.pt"))
+
+
+def test_its_tokenizer_spells_anything():
+    tokenizer = AutoProcessor.from_pretrained(BASE).tokenizer
+    for text in ("No pleural effusion.", "Größe 12 µm\nNEW LINE", "Findings: a. Impression: b."):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_no_template_is_in_its_corpus(english):
+    """No sentence of the templates, and no run of seven of their words, was ever pretrained on."""
+    corpus = [words(text) for text in english.sentences()]
+    runs = {tuple(each[at:at + 7]) for each in corpus for at in range(len(each) - 6)}
+    whole = {tuple(each) for each in corpus}
+    templates = [words(text) for text in strings(YAML(typ="safe").load(writer.BANK)) if len(words(text)) > 3]
+    assert templates
+    for each in templates:
+        assert tuple(each) not in whole
+        assert not {tuple(each[at:at + 7]) for at in range(len(each) - 6)} & runs
+
+
+def test_no_lesson_is_a_report(english):
+    import random
+
+    rng, bank = random.Random(0), writer.load_bank()
+    combinations = [frozenset(), *(frozenset([name]) for name in english.CORPUS["findings"])]
+    lessons = {" ".join(words(part)) for each in combinations for _ in range(300) for part in english.lesson(each, rng)}
+    for each in combinations:
+        for _ in range(50):
+            report = writer.write(each, bank, rng, 2)
+            for sentence in re.split(r"(?<=[.:]) ", report):
+                assert len(words(sentence)) < 4 or " ".join(words(sentence)) not in lessons
+
+
+def test_its_words_for_the_findings_are_nih_s_names(english):
+    assert set(english.CORPUS["findings"]) <= set(FINDINGS)

@@ -1,0 +1,159 @@
+"""Training and evaluation as a person runs them, on 120 phantoms and a few steps: what is written, and what survives."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL, run_stage, write_params
+from peft import PeftModel
+from transformers import PaliGemmaForConditionalGeneration
+
+from explainmyxray.errors import UserError
+from explainmyxray.model import training
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = Path("models/adapter/adapter_model.safetensors")
+
+
+def adapter_bytes() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path("models/adapter").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def finished(small_data, tmp_path_factory):
+    """A workspace where training and evaluation have run to the end."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "data").symlink_to(small_data / "data")
+    write_params(folder, SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["stage"])
+        run_stage("train_qlora")
+        run_stage("evaluate")
+    return folder
+
+
+def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
+    base = PaliGemmaForConditionalGeneration.from_pretrained(ROOT / "models/tiny-paligemma")
+    PeftModel.from_pretrained(base, finished / "models/adapter")
+    card = (finished / "models/adapter/README.md").read_text()
+    assert "$" not in card and "Not a medical device" in card and "caption en" in card
+    assert not (finished / "models/checkpoints").exists() or not any((finished / "models/checkpoints").iterdir())
+
+
+def test_metrics_and_curves_are_there(finished):
+    train = json.loads((finished / "metrics/train.json").read_text())
+    assert {"train_loss", "eval_loss", "best_step", "epochs", "trainable_parameters", "trainable_percent"} <= set(train)
+    curve = pd.read_csv(finished / "metrics/curves/plots/metrics/eval_loss.tsv", sep="\t")
+    assert list(curve["step"]) == sorted(set(curve["step"])) and curve["eval_loss"].min() == pytest.approx(train["eval_loss"], abs=1e-3)
+    scored = json.loads((finished / "metrics/eval.json").read_text())
+    assert set(scored["baselines"]) == {"majority", "nearest", "classifier", "untuned", "blind", "ceiling"}
+    assert scored["baselines"]["ceiling"]["findings"]["micro_f1"] == 1.0
+    assert (finished / "metrics/gallery.png").stat().st_size > 10_000
+    assert set(json.loads((finished / "metrics/runtime.json").read_text())) == {"train_qlora", "evaluate"}
+
+
+def test_scoring_again_needs_no_model_and_changes_nothing(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--score"])
+    monkeypatch.setattr("explainmyxray.model.base.load_base", None)
+    before = Path("metrics/eval.json").read_bytes()
+    run_stage("evaluate")
+    assert Path("metrics/eval.json").read_bytes() == before
+
+
+def test_blind_reports_are_the_model_s_own_for_other_patients(finished):
+    predictions = pd.read_csv(finished / "metrics/predictions.csv", keep_default_na=False)
+    assert sorted(predictions["blind"]) == sorted(predictions["generated"])
+
+
+def test_two_runs_give_the_same_bytes(finished, workspace):
+    run_stage("train_qlora")
+    run_stage("evaluate")
+    for name in ("models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "models/adapter/README.md",
+                 "metrics/train.json", "metrics/eval.json", "metrics/predictions.csv", "metrics/gallery.png"):
+        assert (workspace / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop_at(monkeypatch, step: int, with_what) -> None:
+    """Let the loss of `step` (counted from 1) be whatever `with_what` makes of it."""
+    real, calls = training.report_loss, iter(range(1, 10_000))
+
+    def loss(model, batch, tokens=None):
+        value = real(model, batch, tokens)
+        return with_what(value) if tokens is not None and next(calls) == step else value
+
+    monkeypatch.setattr(training, "report_loss", loss)
+
+
+def killed(value):
+    raise Killed
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(finished, workspace, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 6, killed)
+        run_stage("train_qlora")
+    assert not WEIGHTS.exists()
+    run_stage("train_qlora")
+    assert "going on from" in capsys.readouterr().out
+    assert WEIGHTS.read_bytes() == (finished / WEIGHTS).read_bytes()
+
+
+def test_a_torn_checkpoint_is_skipped_and_other_parameters_start_anew(finished, workspace, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 6, killed)
+        run_stage("train_qlora")
+    last = sorted(Path("models/checkpoints").glob("*/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
+    (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:100])
+    run_stage("train_qlora")
+    out = capsys.readouterr().out
+    assert f"{last.name} is torn" in out and "going on from" in out
+    assert WEIGHTS.read_bytes() == (finished / WEIGHTS).read_bytes()
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 6, killed)
+        run_stage("train_qlora")
+    write_params(workspace, SMALL, {"lora": {"r": 4}})
+    run_stage("train_qlora")
+    assert "going on from" not in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_old_adapter(workspace, monkeypatch):
+    WEIGHTS.parent.mkdir(parents=True)
+    WEIGHTS.write_bytes(b"the old one")
+    stop_at(monkeypatch, 3, lambda value: value * torch.nan)
+    with pytest.raises(UserError, match=r"nan at step 3: try bfloat16"):
+        run_stage("train_qlora")
+    assert WEIGHTS.read_bytes() == b"the old one"
+
+
+def test_the_text_does_not_depend_on_the_batch_size(finished, workspace):
+    (workspace / "models").symlink_to(finished / "models")
+    write_params(workspace, SMALL, {"evaluate": {"batch_size": 5}})
+    run_stage("evaluate")
+    tables = [pd.read_csv(folder / "metrics/predictions.csv", keep_default_na=False) for folder in (workspace, finished)]
+    assert np.array_equal(tables[0]["generated"], tables[1]["generated"])
+
+
+@pytest.mark.parametrize("stage, file, content, says", [
+    ("synthesize_reports", "data/studies.csv", "image,source\na,b\n", "lacks the columns"),
+    ("split", "data/reports.csv", "", "is no table"),
+    ("train_qlora", "data/splits/train.csv", None, "is missing"),
+])
+def test_a_bad_table_is_one_line_and_leaves_earlier_outputs(tmp_path, monkeypatch, stage, file, content, says):
+    write_params(tmp_path, SMALL)
+    monkeypatch.chdir(tmp_path)
+    Path(file).parent.mkdir(parents=True)
+    if content is not None:
+        Path(file).write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        run_stage(stage)
+    assert "\n" not in str(error.value)
