@@ -6,6 +6,7 @@
 Reads models/adapter, data/splits and data/images; writes metrics/predictions.csv, metrics/eval.json and the pictures.
 """
 
+import argparse
 import os
 import random
 import sys
@@ -19,8 +20,8 @@ import pandas as pd  # noqa: E402
 from transformers import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.model.adapter import load_adapter  # noqa: E402
+from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
+from explainmyxray.model.adapter import load_adapter, tuned_revision  # noqa: E402
 from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
 from explainmyxray.model.generation import generate, image_features  # noqa: E402
 from explainmyxray.outputs import write_metrics  # noqa: E402
@@ -36,25 +37,27 @@ SPLITS, IMAGES, ADAPTER, METRICS = Path("data/splits"), Path("data/images"), Pat
 
 
 def main() -> None:
-    settings = load_settings()
-    if "--score" not in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--score", action="store_true", help="score metrics/predictions.csv again, without the model")
+    settings, options = load_settings(), parser.parse_args()
+    if not options.score:
         write_table(METRICS / "predictions.csv", predict(settings))
     predictions = read_table(METRICS / "predictions.csv", card.COLUMNS)
     scored = card.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
-    show(predictions, scored, settings)
     write_metrics(METRICS / "eval.json", scored.metrics)
     print(summary(scored.metrics), flush=True)
+    show(predictions, scored, settings)
 
 
 def predict(settings: Settings) -> pd.DataFrame:
     """The test split with a report from the model and from each baseline: the columns of `card.COLUMNS`."""
     logging.set_verbosity_error()
-    check_base(settings.model)
+    base = check_base(settings.model.model_copy(update={"revision": settings.model.revision or tuned_revision(ADAPTER)}))
     train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))
     set_seed(settings.seed)
     started = time.monotonic()
-    processor = load_processor(settings.model)
-    model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER)
+    processor = load_processor(base)
+    model = load_adapter(load_base(base, settings.quantization), ADAPTER)
     predictions = test[[*card.FACTS, "report"]].copy()
     predictions[card.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
     predictions["blind"] = predictions[card.MODEL].to_numpy()[baselines.other_patients(test["patient"], settings.seed)]
@@ -87,7 +90,10 @@ def show(predictions: pd.DataFrame, scored: card.Card, settings: Settings) -> No
     write_table(plots / "confusion.csv", scored.confusion)
     plot_findings(scored.findings, plots / "findings.png")
     plot_systems(scored.systems, plots / "baselines.png")
-    draw_gallery(predictions, scored.predicted, scored.order, IMAGES, METRICS / "gallery.png", settings.evaluate.gallery)
+    try:
+        draw_gallery(predictions, scored.predicted, scored.order, IMAGES, METRICS / "gallery.png", settings.evaluate.gallery)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing, which the gallery shows: run `dvc repro fetch`") from None
 
 
 def summary(figures: dict) -> str:

@@ -33,34 +33,36 @@ SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models
 def main() -> None:
     settings = load_settings()
     logging.set_verbosity_error()
-    commit = check_base(settings.model)
-    rows = {name: read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "val")}
-    print(f"{len(rows['train'])} training and {len(rows['val'])} validation images, base {settings.model.id} ({commit})", flush=True)
+    base = check_base(settings.model)
+    tables = [SPLITS / f"{name}.csv" for name in ("train", "val")]
+    rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
+    print(f"{len(rows['train'])} training and {len(rows['val'])} validation images, base {base.id} {base.revision or ''}", flush=True)
 
     set_seed(settings.seed)
     started = time.monotonic()
-    processor = load_processor(settings.model)
-    model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
+    processor = load_processor(base)
+    model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
     count, percent = trainable(model)
     print(f"LoRA trains {count:,} parameters, {percent:.4f} % of all", flush=True)
 
-    checkpoints = Path("models/checkpoints") / run_identity(settings, SPLITS, commit)
+    images = [IMAGES / name for part in rows.values() for name in part["image"]]
+    checkpoints = Path("models/checkpoints") / run_identity(settings, tables, images, str(base.revision))
     figures = train(model, processor, rows, IMAGES, settings, checkpoints, Path("metrics/curves"))
     figures |= {"trainable_parameters": count, "trainable_percent": percent}
 
     with replacing(ADAPTER) as folder:
-        save_adapter(model, folder, card_facts(settings, commit, rows, figures))
+        save_adapter(model, folder, card_facts(settings, base.revision, rows, figures))
     write_metrics("metrics/train.json", figures)
     write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
     shutil.rmtree(checkpoints)
     print(f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}", flush=True)
 
 
-def card_facts(settings: Settings, commit: str, rows: dict, figures: dict) -> dict:
+def card_facts(settings: Settings, revision: str | None, rows: dict, figures: dict) -> dict:
     """What the model card says of this run."""
     lora, quantization = settings.lora, settings.quantization
     return rounded(figures) | {
-        "base": settings.model.id, "revision": commit, "prompt": PROMPT, "seed": settings.seed,
+        "base": settings.model.id, "revision": revision or "in this repository", "prompt": PROMPT, "seed": settings.seed,
         "train_images": len(rows["train"]), "val_images": len(rows["val"]), "train_patients": rows["train"]["patient"].nunique(),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": ", ".join(lora.target_modules),

@@ -80,7 +80,7 @@ def test_a_parameter_reruns_what_reads_it_and_no_more(changed, rerun):
     assert stale == rerun
 
 
-def test_the_repository_names_no_secret_and_runs_no_remote_code():
+def test_no_remote_code_is_run():
     for path in (ROOT / "stages").rglob("*.py"):
         assert "trust_remote_code" not in path.read_text(), path
 
@@ -97,6 +97,7 @@ def test_a_stage_script_is_read_at_one_glance(stage):
     (("source: phantom", "source: kaggl"), "data.source: input should be 'phantom' or 'kaggle', got 'kaggl'"),
     (("save_steps: 250", "save_steps: 260"), "save_steps (260) is no multiple of eval_steps (50)"),
     (("num_train_epochs: 10", "num_train_epochs: ten"), "train.num_train_epochs: input should be a valid number"),
+    (("fp16: true", "fp16: false"), "go with quantization.bnb_4bit_compute_dtype float32, not float16"),
     (("learning_rate: 2.0e-4", "learning_rate: 1e-05"), None),
 ])
 def test_a_bad_parameter_is_one_line_before_any_work(tmp_path, line, message):

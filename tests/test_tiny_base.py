@@ -1,5 +1,6 @@
 """The tiny base: a real PaliGemma, small, that has never seen the pipeline's reports."""
 
+import hashlib
 import importlib.util
 import re
 import sys
@@ -43,6 +44,13 @@ def test_it_is_a_paligemma_of_about_two_million_parameters_in_eight_megabytes():
     assert 1.5e6 < model.num_parameters() < 2.5e6
     assert (BASE / "model.safetensors").stat().st_size < 8e6
     assert not list(BASE.glob("*.bin")) and not list(BASE.glob("*.pt"))
+
+
+def test_its_weights_are_those_that_its_pipeline_made():
+    """The main pipeline depends on dvc.lock in place of the weights."""
+    lock = YAML(typ="safe").load(BASE / "dvc.lock")["stages"]["pretrain"]
+    for out in lock["outs"]:
+        assert hashlib.md5((BASE / out["path"]).read_bytes()).hexdigest() == out["md5"], out["path"]
 
 
 def test_its_tokenizer_spells_anything():

@@ -18,10 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path("models/adapter/adapter_model.safetensors")
 
 
-def adapter_bytes() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path("models/adapter").iterdir())}
-
-
 @pytest.fixture(scope="module")
 def finished(small_data, tmp_path_factory):
     """A workspace where training and evaluation have run to the end."""
@@ -78,6 +74,12 @@ def test_two_runs_give_the_same_bytes(finished, workspace):
         assert (workspace / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+def same_outputs(folder: Path, other: Path) -> None:
+    names = [path.relative_to(folder) for path in [*(folder / "models/adapter").iterdir(), *(folder / "metrics/curves").rglob("*.tsv")]]
+    for name in [*names, Path("metrics/train.json")]:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
 class Killed(BaseException):
     pass
 
@@ -104,26 +106,48 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(finished, workspace
     assert not WEIGHTS.exists()
     run_stage("train_qlora")
     assert "going on from" in capsys.readouterr().out
-    assert WEIGHTS.read_bytes() == (finished / WEIGHTS).read_bytes()
+    same_outputs(workspace, finished)
 
 
-def test_a_torn_checkpoint_is_skipped_and_other_parameters_start_anew(finished, workspace, monkeypatch, capsys):
+@pytest.mark.parametrize("part", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"])
+def test_a_torn_checkpoint_is_put_away(finished, workspace, monkeypatch, capsys, part):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 6, killed)
         run_stage("train_qlora")
     last = sorted(Path("models/checkpoints").glob("*/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
-    (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:100])
+    torn = last / part
+    torn.write_bytes(torn.read_bytes()[:100])
     run_stage("train_qlora")
     out = capsys.readouterr().out
     assert f"{last.name} is torn" in out and "going on from" in out
-    assert WEIGHTS.read_bytes() == (finished / WEIGHTS).read_bytes()
+    same_outputs(workspace, finished)
 
+
+def test_a_run_with_other_parameters_starts_anew(workspace, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 6, killed)
         run_stage("train_qlora")
     write_params(workspace, SMALL, {"lora": {"r": 4}})
     run_stage("train_qlora")
     assert "going on from" not in capsys.readouterr().out
+
+
+def test_early_stopping_stops_at_the_same_step_after_a_crash(workspace, monkeypatch):
+    """Nothing counts as improvement, so the fourth validation, at step 8 of 24, is the last; also for a run that was killed."""
+    write_params(workspace, SMALL, {"train": {"num_train_epochs": 1, "early_stopping_threshold": 9.0}})
+    run_stage("train_qlora")
+    assert json.loads(Path("metrics/train.json").read_text())["steps"] == 8
+    (workspace / "whole").mkdir()
+    for name in ("models", "metrics"):
+        (workspace / name).rename(workspace / "whole" / name)
+    with monkeypatch.context() as patch, pytest.raises(Killed):   # between two validations
+        stop_at(patch, 8, killed)
+        run_stage("train_qlora")
+    with monkeypatch.context() as patch, pytest.raises(Killed):   # after the end of training
+        patch.setattr(training, "check_best", lambda *args: killed(None))
+        run_stage("train_qlora")
+    run_stage("train_qlora")
+    same_outputs(workspace, workspace / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_old_adapter(workspace, monkeypatch):

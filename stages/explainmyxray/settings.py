@@ -76,7 +76,7 @@ class Lora(Section):
     r: Count
     alpha: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    bias: Literal["none", "all", "lora_only"]
+    bias: Literal["none"]
     task_type: Literal["CAUSAL_LM"]
     target_modules: Annotated[list[str], Field(min_length=1)]
 
@@ -137,6 +137,15 @@ class Settings(Section):
     augment: Augment
     train: Train
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _precision(self):
+        needed = "float16" if self.train.fp16 else "bfloat16" if self.train.bf16 else "float32"
+        given = self.quantization.bnb_4bit_compute_dtype
+        if given != needed:
+            raise ValueError(f"train.fp16 {self.train.fp16} and train.bf16 {self.train.bf16} go with "
+                             f"quantization.bnb_4bit_compute_dtype {needed}, not {given}")
+        return self
 
 
 def load_settings(path: str | Path = "params.yaml") -> Settings:

@@ -138,7 +138,12 @@ def _plain(reports: pd.DataFrame, split: Split, seed: int, strict: bool = True) 
             if strict:
                 message = f"split.group_by none cannot stratify: {error}; raise split.min_samples_per_class"
                 raise UserError(message) from None
+        try:
             return train_test_split(rows, train_size=share, random_state=seed)
+        except ValueError as error:   # too few rows for such a share
+            if strict:
+                raise UserError(f"split: {error}") from None
+            return rows, rows[:0]
 
     places = np.full(len(reports), "train", dtype=object)
     if len(reports) < 3:

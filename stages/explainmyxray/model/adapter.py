@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Template
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
@@ -13,21 +13,29 @@ from explainmyxray.errors import UserError
 CARD = Path(__file__).with_name("card.md")
 
 
-def add_lora(base, lora: settings.Lora) -> PeftModel:
-    """`base` with fresh LoRA weights in float32. Raises UserError where a target names no layer."""
+def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftModel:
+    """`base` (of `revision`) with fresh LoRA weights in float32. Raises UserError where a target names no layer."""
     try:
         return get_peft_model(base, LoraConfig(
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias, task_type=lora.task_type,
-            target_modules=list(lora.target_modules),
+            target_modules=list(lora.target_modules), revision=revision,
         ))
     except ValueError as error:
         raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None
 
 
 def load_adapter(base, folder: str | Path) -> PeftModel:
-    """`base` with the adapter in `folder`, frozen. Raises UserError where there is none."""
+    """`base` with the adapter in `folder`, frozen. Raises UserError where it does not fit."""
     try:
         return PeftModel.from_pretrained(base, str(folder)).eval()
+    except RuntimeError:   # sizes that do not match
+        raise UserError(f"{folder} was tuned on another base than model.id: run `dvc repro train_qlora`") from None
+
+
+def tuned_revision(folder: str | Path) -> str | None:
+    """The commit of the base that the adapter in `folder` was tuned on; None for a base in a folder."""
+    try:
+        return PeftConfig.from_pretrained(str(folder)).revision
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
     RepositoryNotFoundError, RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import httpx, logging
 from transformers import (
     AutoConfig, AutoProcessor, BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
 )
@@ -40,8 +40,8 @@ def compute_dtype(quantization: settings.Quantization) -> torch.dtype:
     return getattr(torch, name)
 
 
-def check_base(model: settings.Model) -> str:
-    """Where the base stands, before anything is loaded: its folder, or the commit on the hub.
+def check_base(model: settings.Model) -> settings.Model:
+    """`model` with its revision pinned to the hub's commit (None for a folder), before anything is loaded.
 
     Raises UserError where `model.id` is neither, where its licence has not been accepted, or without network.
     """
@@ -49,13 +49,13 @@ def check_base(model: settings.Model) -> str:
         if not (Path(model.id) / "config.json").is_file():
             raise UserError(f"model.id: the folder {model.id} holds no model (no config.json)")
         _is_paligemma(model)
-        return "local"
+        return model.model_copy(update={"revision": None})
     print(f"asking the hub for {model.id}", flush=True)   # without network the client tries for half a minute
     logging.set_verbosity_error()
     with hub_errors(model):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
     _is_paligemma(model)
-    return Path(config).parent.name   # the hub cache names snapshots by commit
+    return model.model_copy(update={"revision": Path(config).parent.name})   # the hub's cache names snapshots by commit
 
 
 def _is_paligemma(model: settings.Model) -> None:
@@ -112,8 +112,8 @@ def hub_errors(model: settings.Model):
         raise UserError(f"model.id: {model.id} lacks a file: {_first_line(error)}") from None
     except HfHubHTTPError as error:
         raise UserError(f"model.id: the hub did not give {model.id}: {_first_line(error)}") from None
-    except OSError as error:
-        if isinstance(error.__cause__, Exception):
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        if isinstance(error.__cause__, (HfHubHTTPError, LocalEntryNotFoundError)):
             with hub_errors(model):   # transformers wraps the client's errors
                 raise error.__cause__
         raise UserError(f"model.id: {model.id} cannot be loaded: {_first_line(error)}") from None

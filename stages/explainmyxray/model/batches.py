@@ -27,12 +27,12 @@ def prompt_length(processor: PaliGemmaProcessor) -> int:
 
 
 def open_image(images: Path, name: str) -> Image.Image:
-    """A prepared image in RGB, as the image processor wants it. Raises UserError where it is missing."""
+    """A prepared image in RGB, as the image processor wants it. Raises UserError where it is missing or damaged."""
     try:
         with Image.open(images / name) as image:
             return image.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{images / name} is missing: run `dvc repro fetch`") from None
+    except OSError as error:
+        raise UserError(f"{images / name} cannot be read ({type(error).__name__}): run `dvc repro --force fetch`") from None
 
 
 class ReportDataset(Dataset):
@@ -42,6 +42,9 @@ class ReportDataset(Dataset):
                  augment: settings.Augment | None = None, seed: int = 0):
         self.names, self.images, self.seed, self.epoch = list(rows["image"]), images, seed, 0
         self.reports, self.cut, self.longest = fit(list(rows["report"]), processor, max_length)
+        ends = [f"{report}{processor.tokenizer.eos_token}" for report in self.reports]
+        tokens = processor.tokenizer(ends, add_special_tokens=False).input_ids
+        self.tokens_per_report = sum(map(len, tokens)) / len(tokens)
         self.augment = augmentation(augment) if augment else None
 
     def __len__(self) -> int:

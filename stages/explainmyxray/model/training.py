@@ -1,19 +1,18 @@
 """Training the adapter: `transformers.Trainer` with the guide's settings, the report loss, and checkpoints that outlive a crash."""
 
 import math
-import os
 import warnings
 from pathlib import Path
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.base import gpu_memory
 from explainmyxray.model.batches import ReportDataset, TrainingCollator
 from explainmyxray.model.callbacks import Curves, EpochOfDataset, Progress, SaveBest
+from explainmyxray.model.checkpoints import to_go_on_from
 from explainmyxray.model.loss import report_loss
 
 
@@ -23,21 +22,23 @@ class ReportTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True   # report_loss divides by the tokens of the whole step itself
-        self.can_return_loss = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = report_loss(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
+            step = f"step {self.state.global_step + 1}" if model.training else f"the validation after step {self.state.global_step}"
             raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: try bfloat16 (train.bf16=true, train.fp16=false, "
+                f"the loss is {loss.item()} at {step}: try bfloat16 (train.bf16=true, train.fp16=false, "
                 "quantization.bnb_4bit_compute_dtype=bfloat16) where the GPU has it, or a lower train.learning_rate"
             )
-        return (loss, {}) if return_outputs else loss
+        return loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss of a validation batch, without logits, weighted so that Trainer's mean over images is one over tokens."""
         inputs = self._prepare_inputs(inputs)
         with torch.inference_mode(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None   # validation needs no logits
+            tokens = len(inputs["labels"]) * self.eval_dataset.tokens_per_report
+            return self.compute_loss(model, inputs, num_items_in_batch=tokens).detach(), None, None
 
 
 def train(model, processor, rows: dict, images: Path, s: settings.Settings, checkpoints: Path, curves: Path) -> dict[str, float]:
@@ -57,11 +58,13 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
     )
     trainer.remove_callback(PrinterCallback)   # Progress prints instead
     with gpu_memory():
-        result = trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
-        best = trainer.evaluate()["eval_loss"]
-    check_best(trainer, best)
+        trainer.train(resume_from_checkpoint=to_go_on_from(checkpoints))
+        trainer.remove_callback(Curves)   # the next validation is a check, not a point of the curve
+        trainer.remove_callback(Progress)
+        measured = trainer.evaluate()["eval_loss"]
+    check_best(trainer, measured)
     return {
-        "train_loss": result.training_loss, "eval_loss": best, "best_step": best_step(trainer), "steps": trainer.state.global_step,
+        "train_loss": train_loss(trainer), "eval_loss": measured, "best_step": best_step(trainer), "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch), "longest_sequence": training.longest, "reports_cut": training.cut + validation.cut,
     }
 
@@ -76,7 +79,9 @@ def arguments(s: settings.Settings, checkpoints: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints), **chosen, fp16=s.train.fp16 and on_gpu, bf16=s.train.bf16 and on_gpu,
         per_device_eval_batch_size=s.train.per_device_train_batch_size * 2, prediction_loss_only=True,
-        eval_strategy="steps", save_strategy="steps", logging_steps=10, logging_nan_inf_filter=False,
+        eval_strategy="steps", save_strategy="steps", logging_nan_inf_filter=False, use_cpu=not on_gpu,
+        logging_steps=math.gcd(10, s.train.eval_steps),   # so that a checkpoint never falls between two log entries
+        restore_callback_states_from_checkpoint=True,     # the patience already spent
         gradient_checkpointing_kwargs={"use_reentrant": False}, remove_unused_columns=False, label_names=["labels"],
         seed=s.seed, data_seed=s.seed, report_to="none", disable_tqdm=True, log_level="error", dataloader_pin_memory=on_gpu,
         dataloader_prefetch_factor=2 if s.train.dataloader_num_workers else None,
@@ -89,29 +94,16 @@ def report_cut(dataset: ReportDataset, max_length: int) -> None:
               f"{dataset.longest} tokens with its image)", flush=True)
 
 
-def last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The last checkpoint that was written to its end; a torn one is put aside with a line that says so."""
-    while checkpoints.is_dir() and (last := get_last_checkpoint(str(checkpoints))):
-        if is_whole(Path(last)):
-            print(f"going on from {last}", flush=True)
-            return last
-        print(f"{last} is torn: skipped", flush=True)
-        os.rename(last, f"{last}.torn")
-    return None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether all that resuming reads can be read. `trainer_state.json` is written last of all."""
-    try:
-        for name in ("optimizer.pt", "scheduler.pt"):
-            torch.load(checkpoint / name, weights_only=True, map_location="cpu")
-        return all((checkpoint / name).stat().st_size for name in ("adapter_model.safetensors", "trainer_state.json", "rng_state.pth"))
-    except (OSError, RuntimeError, EOFError, ValueError):
-        return False
+def train_loss(trainer: Trainer) -> float:
+    """Mean over all steps, those before a crash too, which Trainer's own figure leaves out."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return sum(losses) / len(losses)
 
 
 def best_step(trainer: Trainer) -> int:
-    return trainer.state.best_global_step or trainer.state.global_step
+    """The step whose adapter is in the model at the end."""
+    state = trainer.state
+    return state.best_global_step if trainer.args.load_best_model_at_end and state.best_global_step else state.global_step
 
 
 def check_best(trainer: Trainer, measured: float) -> None:
