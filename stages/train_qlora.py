@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")   # the loader's processes are the parallelism
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")          # one process, one GPU: two would double the batch
 
 from transformers import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402

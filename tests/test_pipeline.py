@@ -95,7 +95,7 @@ def test_a_stage_script_is_read_at_one_glance(stage):
     (("  r: 16", "  r: 32.0"), "lora.r: input should be a valid integer"),
     (("  train: 0.8", "  train: 0.7"), "add up to 0.9, not to 1"),
     (("source: phantom", "source: kaggl"), "data.source: input should be 'phantom' or 'kaggle', got 'kaggl'"),
-    (("save_steps: 250", "save_steps: 260"), "save_steps (260) is no multiple of eval_steps (50)"),
+    (("save_steps: 250", "save_steps: 260"), "save_steps (260) is no multiple of eval_steps (125)"),
     (("num_train_epochs: 10", "num_train_epochs: ten"), "train.num_train_epochs: input should be a valid number"),
     (("fp16: true", "fp16: false"), "go with quantization.bnb_4bit_compute_dtype float32, not float16"),
     (("learning_rate: 2.0e-4", "learning_rate: 1e-05"), None),

@@ -76,7 +76,8 @@ def test_no_lesson_is_a_report(english):
 
     rng, bank = random.Random(0), writer.load_bank()
     combinations = [frozenset(), *(frozenset([name]) for name in english.CORPUS["findings"])]
-    lessons = {" ".join(words(part)) for each in combinations for _ in range(300) for part in english.lesson(each, rng)}
+    pairs = [pair for each in combinations for _ in range(300) for pair in (english.lesson(each, rng), english.drill("list", each, rng))]
+    lessons = {" ".join(words(part)) for pair in pairs for part in pair}
     for each in combinations:
         for _ in range(50):
             report = writer.write(each, bank, rng, 2)

@@ -67,6 +67,18 @@ def lesson(findings: frozenset[str], rng: random.Random) -> tuple[str, str]:
     return question(findings, rng)
 
 
+def listed(findings: frozenset[str], rng: random.Random) -> str:
+    """The findings in the field's words and nothing else."""
+    return "; ".join(terms(sorted(findings), rng)) or "nothing"
+
+
+def drill(task: str, findings: frozenset[str], rng: random.Random) -> tuple[str, str]:
+    """One training pair of a given task."""
+    if task == "question":
+        return question(findings, rng)
+    return CORPUS["prompts"][task], {"caption": caption, "describe": describe, "list": listed}[task](findings, rng)
+
+
 def terms(names, rng: random.Random) -> list[str]:
     return [rng.choice(CORPUS["findings"][name]["terms"]) for name in names]
 

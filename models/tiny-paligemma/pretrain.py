@@ -14,6 +14,7 @@ import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -111,7 +112,10 @@ def _draw(film: phantom.PhantomFilm) -> np.ndarray:
 
 
 def train(model, processor, images, findings, params: dict) -> dict[str, float]:
-    """First the tower learns to tell the findings, as SigLIP has learnt to see; then the whole model learns to speak of them."""
+    """The tower learns to tell the findings, the whole model to speak of them, the language model to be right about them.
+
+    The last part is nearly free: the tower stays as it is, so its features are computed once.
+    """
     torch.manual_seed(params["seed"])
     rng, picks = random.Random(params["seed"]), np.random.default_rng(params["seed"])
     head = torch.nn.Linear(model.config.vision_config.hidden_size, len(FINDINGS))   # left behind after pretraining
@@ -126,11 +130,28 @@ def train(model, processor, images, findings, params: dict) -> dict[str, float]:
         seen = model.model.get_image_features(to_pixels(images[rows], picks))
         return text_loss(model, processor, seen, lessons) + recognition_loss(head, seen.last_hidden_state, targets[rows])
 
+    def drill(rows):
+        task = rng.choices(list(params["tasks"]), list(params["tasks"].values()))[0]   # one a batch: texts of about one length
+        lessons = [english.drill(task, findings[row], rng) for row in rows]
+        seen = SimpleNamespace(pooler_output=model.model.multi_modal_projector(features[rows].float()))
+        return text_loss(model, processor, seen, lessons)
+
     model.train()
-    return {
+    figures = {
         "see_loss": optimise(see, [*model.model.vision_tower.parameters(), *head.parameters()], params["see"], len(images), picks),
         "speak_loss": optimise(speak, [*model.parameters(), *head.parameters()], params["speak"], len(images), picks),
     }
+    features = tower_features(model, images)
+    rng, picks = random.Random(params["seed"]), np.random.default_rng(params["seed"])
+    learning = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters()]
+    return figures | {"drill_loss": optimise(drill, learning, params["drill"], len(images), picks)}
+
+
+@torch.inference_mode()
+def tower_features(model, images: np.ndarray) -> torch.Tensor:
+    """(n, patches, hidden) of the tower, in half precision to save memory."""
+    starts = tqdm(range(0, len(images), 128), desc="features", mininterval=10)
+    return torch.cat([model.model.vision_tower(to_pixels(images[start:start + 128])).last_hidden_state.half() for start in starts])
 
 
 def optimise(loss_of, parameters: list, settings: dict, count: int, picks: np.random.Generator) -> float:
@@ -211,7 +232,8 @@ def rescale(model, factor: float) -> None:
 
     The model computes what it did. What changes is how far an adapter moves it: LoRA's update acts on the norm's output, and
     at one learning rate its effect grows with the width (Yang and Hu 2021, arXiv:2011.14522). 128 dimensions are not
-    2,048: without this, the guide's learning rate would hardly move the tiny base.
+    2,048: without this, the guide's learning rate would hardly move the tiny base. Training loss after 80 of 500 steps, by
+    factor: 4: 4.2, 12: 2.4, 30: 1.5, 64: 1.1.
     """
     for layer in model.model.language_model.layers:
         for norm, users in ((layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
