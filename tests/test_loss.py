@@ -50,7 +50,8 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 def same(first: dict, second: dict) -> None:
     for name, gradient in first.items():
-        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")
+        rounding = 1e-4 * gradient.abs().max().item()   # of a float32 sum, relative to its largest entries
+        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=rounding, msg=lambda text: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -60,11 +60,14 @@ def test_its_tokenizer_spells_anything():
 
 
 def test_no_template_is_in_its_corpus(english):
-    """No sentence of the templates, and no run of seven of their words, was ever pretrained on."""
+    """No sentence of the templates, and no run of seven of their words, was ever pretrained on.
+
+    Terms of up to four words, as `thickening of the pleura`, are the field's own and stand in both.
+    """
     corpus = [words(text) for text in english.sentences()]
     runs = {tuple(each[at:at + 7]) for each in corpus for at in range(len(each) - 6)}
     whole = {tuple(each) for each in corpus}
-    templates = [words(text) for text in strings(YAML(typ="safe").load(writer.BANK)) if len(words(text)) > 3]
+    templates = [words(text) for text in strings(YAML(typ="safe").load(writer.BANK)) if len(words(text)) > 4]
     assert templates
     for each in templates:
         assert tuple(each) not in whole
@@ -82,7 +85,7 @@ def test_no_lesson_is_a_report(english):
         for _ in range(50):
             report = writer.write(each, bank, rng, 2)
             for sentence in re.split(r"(?<=[.:]) ", report):
-                assert len(words(sentence)) < 4 or " ".join(words(sentence)) not in lessons
+                assert len(words(sentence)) < 5 or " ".join(words(sentence)) not in lessons
 
 
 def test_its_words_for_the_findings_are_nih_s_names(english):

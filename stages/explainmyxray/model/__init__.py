@@ -1,0 +1,1 @@
+"""Base, adapter, batches, loss, training, generation; this room knows no finding."""

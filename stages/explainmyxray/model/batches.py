@@ -12,7 +12,7 @@ from transformers import PaliGemmaProcessor
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 
-PROMPT = "caption en"   # PaliGemma's own captioning prompt; an adapter only knows the prompt that it was tuned with
+PROMPT = "describe en"   # PaliGemma's own prompt for long captions; an adapter knows only the prompt it was tuned with
 IGNORED = -100
 
 

@@ -72,6 +72,7 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
 def arguments(s: settings.Settings, checkpoints: Path) -> TrainingArguments:
     """The `train` section in Trainer's own names; precision as far as the device has it."""
     on_gpu = torch.cuda.is_available()
+    warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)   # the version is pinned
     warnings.filterwarnings("ignore", "This DataLoader will create")   # the guide's four workers on a two-core Colab
     chosen = s.train.model_dump(exclude={"early_stopping_patience", "early_stopping_threshold", "fp16", "bf16"})
     if not on_gpu and (s.train.fp16 or s.train.bf16):

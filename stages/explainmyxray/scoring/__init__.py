@@ -1,0 +1,1 @@
+"""Figures from texts, baselines and intervals; this room knows no model."""
