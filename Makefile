@@ -1,5 +1,7 @@
 # Two commands: `make repro` runs the whole pipeline, `make test` the tests. Both install what they need into .venv.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+  $$python -c '$(CHECK)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv/bin
 
 .PHONY: repro test base
@@ -14,8 +16,8 @@ base: .venv/installed   # make the tiny base again (about an hour on two cores);
 	cd models/tiny-paligemma && PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "error: $(PYTHON) is not Python 3.11 or 3.12: run make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(CHECK)' \
+	  || { echo "error: no Python 3.11 or 3.12 with venv found: run make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "installing requirements.txt into .venv (about 6 GB with CUDA's libraries; minutes)"
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --disable-pip-version-check -q -r requirements.txt
