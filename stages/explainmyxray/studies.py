@@ -4,6 +4,7 @@ Every value is text and a blank means unknown, so that `00000013` stays an ident
 """
 
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
@@ -30,17 +31,23 @@ def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:
 
     Raises UserError where the file is missing, empty, or lacks one of `columns`.
     """
-    path = Path(path)
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open(path, encoding="utf-8", newline="") as file:
+            return parse_table(file, path, columns)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro` to make it") from None
+
+
+def parse_table(file: TextIO, name: str | Path, columns=COLUMNS) -> pd.DataFrame:
+    """The table in an open `file`, called `name` in messages. Raises UserError where it is empty or lacks a column."""
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no table: {error}") from None
+        raise UserError(f"{name} is no table: {error}") from None
     if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+        raise UserError(f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
     if frame.empty:
-        raise UserError(f"{path} has no rows: there is nothing to work on")
+        raise UserError(f"{name} has no rows: there is nothing to work on")
     return frame
 
 

@@ -1,0 +1,67 @@
+"""Say which figures moved by more than chance between two revisions, as a Markdown table.
+
+    python stages/compare.py main              # main against the working tree
+    python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
+
+Reads metrics/predictions.csv of both; needs no model. The interval covers the choice of test patients. It does not cover
+the luck of one training run: for that, train with other seeds (`dvc exp run -S seed=1`) and see how far they differ.
+"""
+
+import argparse
+import io
+import sys
+
+sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library
+
+import dvc.api  # noqa: E402
+import pandas as pd  # noqa: E402
+from dvc.exceptions import DvcException  # noqa: E402
+
+from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
+from explainmyxray.scoring import card  # noqa: E402
+from explainmyxray.scoring.comparison import compare, shared  # noqa: E402
+from explainmyxray.settings import load_settings  # noqa: E402
+from explainmyxray.studies import parse_table  # noqa: E402
+
+PREDICTIONS = "metrics/predictions.csv"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", metavar="REV_A", help="the revision to compare with")
+    parser.add_argument("after", metavar="REV_B", nargs="?", help="the revision to judge (default: the working tree)")
+    parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
+    options = parser.parse_args()
+    before, after = shared(predictions(options.before), predictions(options.after))
+    table = compare(before, after, options.samples, load_settings().seed)
+    print(markdown(table, len(before), before["patient"].nunique(), options))
+
+
+def predictions(revision: str | None) -> pd.DataFrame:
+    """The table of predictions of a revision, of the working tree for None. Raises UserError where there is none."""
+    try:
+        text = dvc.api.read(PREDICTIONS, rev=revision)
+    except (DvcException, OSError) as error:
+        raise UserError(f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}") from None
+    return parse_table(io.StringIO(text), f"{revision}:{PREDICTIONS}", card.COLUMNS)
+
+
+def markdown(table: pd.DataFrame, images: int, patients: int, options: argparse.Namespace) -> str:
+    """The table as Markdown, a line that sums it up above it and what it cannot say below."""
+    moved = table[~table["noise"]]
+    after = options.after or "working tree"
+    said = ", ".join(f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()) or "nothing"
+    lines = [
+        f"**More than chance: {said}** ({after} against {options.before}, {images} test images of {patients} patients)", "",
+        f"| figure | {options.before} | {after} | difference | 95 % interval | |", "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in table.itertuples():
+        verdict = "within chance" if row.noise else "**better**" if row.difference > 0 else "**worse**"
+        lines.append(f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
+                     f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |")
+    return "\n".join([*lines, "", f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they had. "
+                      "The interval covers the choice of test patients, not the luck of a training run."])
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
