@@ -31,10 +31,12 @@ def main() -> None:
     parser.add_argument("before", metavar="REV_A", help="the revision to compare with")
     parser.add_argument("after", metavar="REV_B", nargs="?", help="the revision to judge (default: the working tree)")
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
+    parser.add_argument("--name", help="what to call REV_A in the table (default: REV_A)")
     options = parser.parse_args()
     before, after = shared(predictions(options.before), predictions(options.after))
     table = compare(before, after, options.samples, load_settings().seed)
-    print(markdown(table, len(before), before["patient"].nunique(), options))
+    names = options.name or options.before, options.after or "working tree"
+    print(markdown(table, *names, f"{len(before)} test images of {before['patient'].nunique()} patients"))
 
 
 def predictions(revision: str | None) -> pd.DataFrame:
@@ -46,21 +48,18 @@ def predictions(revision: str | None) -> pd.DataFrame:
     return parse_table(io.StringIO(text), f"{revision}:{PREDICTIONS}", card.COLUMNS)
 
 
-def markdown(table: pd.DataFrame, images: int, patients: int, options: argparse.Namespace) -> str:
+def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
     """The table as Markdown, a line that sums it up above it and what it cannot say below."""
     moved = table[~table["noise"]]
-    after = options.after or "working tree"
     said = ", ".join(f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()) or "nothing"
-    lines = [
-        f"**More than chance: {said}** ({after} against {options.before}, {images} test images of {patients} patients)", "",
-        f"| figure | {options.before} | {after} | difference | 95 % interval | |", "|---|---:|---:|---:|---:|---|",
-    ]
+    lines = [f"**More than chance: {said}** ({after} against {before}, {images})", "",
+             f"| figure | {before} | {after} | difference | 95 % interval | |", "|---|---:|---:|---:|---:|---|"]
     for row in table.itertuples():
         verdict = "within chance" if row.noise else "**better**" if row.difference > 0 else "**worse**"
         lines.append(f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
                      f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |")
-    return "\n".join([*lines, "", f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they had. "
-                      "The interval covers the choice of test patients, not the luck of a training run."])
+    return "\n".join([*lines, "", f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they "
+                      "had. The interval covers the choice of test patients, not the luck of a training run."])
 
 
 if __name__ == "__main__":

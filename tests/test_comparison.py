@@ -1,5 +1,6 @@
 """Two revisions: what differs by more than chance, and only that."""
 
+import os
 import random
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_params
 
 from explainmyxray.errors import UserError
+from explainmyxray.outputs import write_metrics
 from explainmyxray.reports import writer
 from explainmyxray.scoring import card
 from explainmyxray.scoring.comparison import compare, shared
@@ -73,21 +76,39 @@ def test_only_images_that_both_have_are_compared():
         shared(before, other)
 
 
-def test_two_revisions_on_the_command_line(tmp_path):
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with a weak model in the commit `weak` and a better one, with another rank, in the working tree."""
     def run(*command):
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
-    def commit(table, tag):
+    def put(table, rank):
         write_table(tmp_path / "metrics/predictions.csv", table)
-        run("git", "add", "."), run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", tag), run("git", "tag", tag)
+        write_metrics(tmp_path / "metrics/eval.json", {"bleu": rank / 2})
+        write_params(tmp_path, {"lora": {"r": rank}})
 
-    run("git", "init", "-q"), run(sys.executable, "-m", "dvc", "init", "-q")
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    commit(predictions(0.5, 1), "weak")
-    commit(predictions(0.95, 2), "strong")
-    command = (sys.executable, str(ROOT / "stages/compare.py"))
-    found = run(*command, "weak", "strong", "--samples", "500")
-    assert found.returncode == 0, found.stderr
-    assert "| findings.micro_f1 |" in found.stdout and "**better**" in found.stdout and "120 test images of 60 patients" in found.stdout
-    missing = run(*command, "nosuch")
+    run("git", "init", "-q"), run("dvc", "init", "-q")
+    (tmp_path / "dvc.yaml").write_text("params: [params.yaml]\nmetrics: [metrics/eval.json]\n")
+    put(predictions(0.5, 1), 16)
+    run("git", "add", "."), run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "weak"), run("git", "tag", "weak")
+    put(predictions(0.95, 2), 32)
+    return run
+
+
+def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
+    """The text of the comment that a pull request gets."""
+    review = repository(str(ROOT / ".ci/review"), "weak", "main")
+    assert review.returncode == 0, review.stderr
+    words = " ".join(review.stdout.split())
+    assert words.startswith("## Against main **More than chance: bleu +")
+    assert "(working tree against main, 120 test images of 60 patients)" in words
+    assert "| figure | main | working tree | difference | 95 % interval | |" in words
+    assert words.count("**better**") >= 4 and "**worse**" not in words
+    assert "| params.yaml | lora.r | 16 | 32 |" in words
+    assert "| metrics/eval.json | bleu | 8.0 | 16.0 | 8.0 |" in words
+
+
+def test_a_revision_that_is_not_there_is_one_line(repository):
+    missing = repository(sys.executable, str(ROOT / "stages/compare.py"), "nosuch")
     assert missing.returncode == 1 and len(missing.stderr.strip().splitlines()) == 1 and "nosuch" in missing.stderr
