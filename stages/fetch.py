@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from explainmyxray import sources, studies
 from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.near_copies import first_of_group, perceptual_hash
 from explainmyxray.outputs import replacing, write_metrics
 from explainmyxray.settings import load_settings
 from explainmyxray.sources.archive import BadImage
@@ -37,7 +38,7 @@ def main() -> None:
     with replacing("data/images") as folder:
         table = keep(films, settings.data.image_size, folder, accounts)
         studies.write_table("data/studies.csv", table)
-        figures = {"images": len(table), "patients": table["patient"].nunique(), **accounts}
+        figures = {"images": len(table), "patients": table["patient"].nunique(), "near_copies": near_copies(table), **accounts}
         write_metrics("metrics/fetch.json", figures)
     print(*summary(figures), sep="\n")
 
@@ -45,19 +46,20 @@ def main() -> None:
 def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> pd.DataFrame:
     """Write the films that are neither bad nor copies to `folder` and count all in `accounts`; returns the studies."""
     films = sorted(films, key=lambda film: f"{film.name}.png")
-    rows, labels = [], {}
+    rows, labels, hashes = [], {}, []
     every = 0.5 if sys.stderr.isatty() else 15   # seconds between progress lines: a log file gets few
     for film, done in tqdm(prepared(films, size), total=len(films), desc="fetch", unit="image", mininterval=every):
         account = accounts[film.study["source"]]
         if isinstance(done, str):
             account["bad_dropped"][done] += 1
             continue
-        sha256, png = done
+        sha256, looks, png = done
         if sha256 in labels:
             account["pixel_copies_dropped"] += 1
             account["copies_with_other_labels"] += film.study["labels"] != labels[sha256]
             continue
         labels[sha256] = film.study["labels"]
+        hashes.append(looks)
         account["images_kept"] += 1
         path = folder / f"{film.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +67,19 @@ def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> 
         rows.append({**film.study, "image": f"{film.name}.png", "sha256": sha256})
     if not rows:
         raise UserError("no image: the source offers none that can be used; look at the archives in data.archives")
-    return pd.DataFrame(rows, columns=studies.COLUMNS)
+    table = pd.DataFrame(rows, columns=studies.COLUMNS)
+    table["same_film"] = first_of_group(list(table["image"]), hashes)
+    return table
 
 
-def prepared(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, tuple[str, bytes] | str]]:
+def near_copies(table: pd.DataFrame) -> dict[str, int]:
+    """How many images are near copies of another, of how many films, and how many films have copies with other labels."""
+    copies = table[table["same_film"] != ""].groupby("same_film")
+    return {"images": int(copies.size().sum()), "films": copies.ngroups,
+            "films_with_other_labels": int((copies["labels"].nunique() > 1).sum())}
+
+
+def prepared(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, tuple[str, bytes, bytes] | str]]:
     """Each film, in order, with what `prepare` makes of it; on all cores, and the same whatever their number."""
     work = partial(prepare, size=size)
     processes = min(os.cpu_count() or 1, len(films) // 64)
@@ -81,8 +92,8 @@ def prepared(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Fil
             yield from zip(window, pool.map(work, window, chunksize=CHUNK), strict=True)
 
 
-def prepare(film: sources.Film, size: int) -> tuple[str, bytes] | str:
-    """The SHA-256 of the film's pixels and its PNG file at `size` pixels square; or why it is no usable image."""
+def prepare(film: sources.Film, size: int) -> tuple[str, bytes, bytes] | str:
+    """SHA-256 of the film's pixels, perceptual hash, and the PNG file at `size` pixels square; or why it is not usable."""
     try:
         image = film.read()   # at full size, for the sum is over all pixels: JPEG's reduced-size decoding is no help
     except BadImage as bad:
@@ -91,18 +102,20 @@ def prepare(film: sources.Film, size: int) -> tuple[str, bytes] | str:
     file = io.BytesIO()
     small = image.resize((size, size), Image.Resampling.BICUBIC)   # bicubic, as SiglipImageProcessor resizes
     small.save(file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY)     # less than half the default's time, 2 % more bytes
-    return sha256, file.getvalue()
+    return sha256, perceptual_hash(small), file.getvalue()
 
 
 def summary(figures: dict) -> Iterator[str]:
     """The figures for a person: a line a data set, with what was dropped and why."""
     for name, account in figures.items():
-        if isinstance(account, dict):
+        if name not in ("images", "patients", "near_copies"):
             reasons = {key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key}
             reasons |= reasons.pop("bad", {})
             dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
             yield f"{name}: {account['images_kept']} images kept; dropped: {dropped or 'none'}"
-    yield f"data/studies.csv: {figures['images']} images of {figures['patients']} patients"
+    near = figures["near_copies"]
+    yield (f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them are near "
+           f"copies, of {near['films']} films")
 
 
 if __name__ == "__main__":

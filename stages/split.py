@@ -40,8 +40,8 @@ def summary(figures: dict) -> str:
     lines += [
         f"dropped: {dropped['rare_images']} images of {len(dropped['rare_combinations'])} rare label combinations, "
         f"{dropped['over_max_samples']} over max_samples",
-        f"shared by two splits: {shared['patients']} patients, {shared['images']} images; "
-        f"a plain split shares {plain['patients']} patients, {plain['images']} images",
+        f"shared by two splits: {shared['patients']} patients, {shared['images']} images, {shared['near_copies']} near "
+        f"copies; a plain split shares {plain['patients']} patients, {plain['images']} images, {plain['near_copies']} near copies",
     ]
     if figures["unplaced"]:
         lines.append(f"not in every split, for want of patients: {', '.join(figures['unplaced'])}")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from explainmyxray.errors import UserError
 from explainmyxray.model import batches
-from explainmyxray.model.adapter import adapter_weights, add_lora
+from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.batches import ReportDataset, TrainingCollator, fit, prompt_length
 from explainmyxray.model.loss import report_loss
@@ -40,6 +40,10 @@ def model():
 def samples():
     shades = torch.arange(4).tolist()
     return [(Image.new("RGB", (224, 224), (60 * shade, 40, 90)), report) for shade, report in zip(shades, REPORTS)]
+
+
+def adapter_weights(model) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -95,8 +99,8 @@ def test_labels_hold_the_report_and_its_end(processor, samples):
 def test_a_report_too_long_is_counted_and_keeps_its_end(processor, samples):
     room = 12
     length = prompt_length(processor) + room + 1
-    fitted, cut, longest = fit(REPORTS, processor, length)
-    assert cut == 1 and longest > length and fitted[0] == REPORTS[0]
+    fitted, tokens = fit(REPORTS, processor, length)
+    assert [each > room + 1 for each in tokens] == [False, True, False, False] and fitted[0] == REPORTS[0]
     labels = TrainingCollator(processor)([(samples[0][0], fitted[1])])["labels"][0]
     assert labels[-1] == processor.tokenizer.eos_token_id and REPORTS[1].startswith(fitted[1])
     with pytest.raises(UserError, match="model.max_length"):

@@ -25,11 +25,11 @@ NIH = REAL / "nih_sample" / "sample_labels.csv"
 NAMES = REAL / "chest_xray_pneumonia" / "names.txt"
 GUIDE = dict(train=0.8, val=0.1, test=0.1, min_samples_per_class=10, max_samples=8000, stratify_by="labels")
 GUIDE["group_by"] = "patient"
-TOGETHER = {"patients": 0, "images": 0, "test_images_of_train_patients": 0}
+TOGETHER = {"patients": 0, "images": 0, "near_copies": 0, "test_images_of_train_patients": 0}
 
 
 def table(rows) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["image", "patient", "labels", "sha256"])
+    return pd.DataFrame(rows, columns=["image", "patient", "labels", "sha256"]).assign(same_film="")
 
 
 def nih() -> pd.DataFrame:
@@ -171,6 +171,17 @@ def test_duplicates_and_blanks():
     ties = [("1", "x"), ("2", "x"), ("2", "y"), ("", ""), ("", "")]
     frame = table([(name, patient, "Mass", sha256) for name, (patient, sha256) in zip("abcde", ties)])
     assert list(groups(frame)) == [0, 0, 0, 1, 2]
+    assert list(groups(frame.assign(same_film=["c", "", "", "", "c"]))) == [0, 0, 0, 1, 0]
+
+
+def test_near_copies_stay_together_and_are_counted_where_they_do_not():
+    rows = [(f"{i:03}.png", str(i), COMBINATIONS[i % 4], str(i)) for i in range(400)]
+    frame = table(rows)
+    frame.loc[:199, "same_film"] = [f"{i // 2 * 2:03}.png" for i in range(200)]   # 100 films, each stored by two patients
+    together = make_splits(frame, Split(**GUIDE), seed=1)[1]
+    assert together["shared"] == TOGETHER and together["plain"]["near_copies"] > 10
+    apart = make_splits(frame, Split(**GUIDE | {"group_by": "none"}), seed=1)[1]
+    assert apart["shared"]["near_copies"] == together["plain"]["near_copies"]
 
 
 def test_empty_class_and_empty_split():

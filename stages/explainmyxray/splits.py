@@ -1,4 +1,4 @@
-"""Train, val and test: filter, cap, group, stratify, audit. No patient and no image is in two splits.
+"""Train, val and test: filter, cap, group, stratify, audit. No patient, no image and no near copy is in two splits.
 
 The order of the rows is no matter, and the seed decides every tie.
 """
@@ -19,7 +19,7 @@ from explainmyxray.stratify import assign, missing
 from explainmyxray.studies import NO_FINDING, split_labels
 
 SPLITS = ("train", "val", "test")
-LINKS = ("patient", "sha256")  # rows that share one of these stay together
+LINKS = ("patient", "sha256", "same_film")  # rows that share one of these stay together
 
 
 def make_splits(reports: pd.DataFrame, split: Split, seed: int) -> tuple[dict[str, pd.DataFrame], dict]:
@@ -84,7 +84,7 @@ def _order(names: pd.Series, seed: int) -> np.ndarray:
 
 
 def groups(reports: pd.DataFrame) -> np.ndarray:
-    """A number for each row: rows linked by patient or by identical pixels, over others or directly, have the same.
+    """A number for each row: rows linked by patient, by identical pixels or as near copies, over others or directly, have the same.
 
     A blank means unknown and links nothing.
     """
@@ -156,9 +156,9 @@ def _plain(reports: pd.DataFrame, split: Split, seed: int, strict: bool = True) 
 
 
 def leaks(reports: pd.DataFrame, places: np.ndarray) -> dict[str, int]:
-    """What two splits share: patients, pixel-identical images, and the test images whose patient is in train."""
+    """What two splits share: patients, pixel-identical images, films of which both have a copy, and the test images whose patient is in train."""
     shared = {}
-    for name, column in {"patients": "patient", "images": "sha256"}.items():
+    for name, column in {"patients": "patient", "images": "sha256", "near_copies": "same_film"}.items():
         known = reports[column] != ""
         shared[name] = int((pd.Series(places[known]).groupby(reports[column][known].to_numpy()).nunique() > 1).sum())
     trained = set(reports["patient"][places == "train"]) - {""}

@@ -1,6 +1,7 @@
 """The studies table: one row an image kept, read and written in one place.
 
 Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into NaN.
+`sha256` is of the decoded pixels; `same_film` is the first image of a group of near copies, blank for an image without.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from explainmyxray.errors import UserError
 from explainmyxray.outputs import replacing
 
-COLUMNS = ("image", "source", "patient", "labels", "subtype", "view", "age_years", "sex", "sha256")
+COLUMNS = ("image", "source", "patient", "labels", "subtype", "view", "age_years", "sex", "sha256", "same_film")
 REPORT_COLUMNS = (*COLUMNS, "report")
 NO_FINDING = "No Finding"
 

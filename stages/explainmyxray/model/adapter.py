@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from string import Template
 
-import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from explainmyxray import settings
@@ -57,8 +56,3 @@ def trainable(model: PeftModel) -> tuple[int, float]:
     """Trainable parameters, and their share of all in percent."""
     count, total = model.get_nb_trainable_parameters()
     return count, 100 * count / total
-
-
-def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trainable weights by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -1,5 +1,6 @@
 """From rows of a split to batches: prepared images, one prompt, and the report as what is to be learnt."""
 
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -41,10 +42,10 @@ class ReportDataset(Dataset):
     def __init__(self, rows: pd.DataFrame, images: Path, processor: PaliGemmaProcessor, max_length: int,
                  augment: settings.Augment | None = None, seed: int = 0):
         self.names, self.images, self.seed, self.epoch = list(rows["image"]), images, seed, 0
-        self.reports, self.cut, self.longest = fit(list(rows["report"]), processor, max_length)
-        ends = [f"{report}{processor.tokenizer.eos_token}" for report in self.reports]
-        tokens = processor.tokenizer(ends, add_special_tokens=False).input_ids
-        self.tokens_per_report = sum(map(len, tokens)) / len(tokens)
+        self.reports, self.tokens = fit(list(rows["report"]), processor, max_length)
+        before = prompt_length(processor)
+        self.longest, self.cut = before + max(self.tokens), sum(before + each > max_length for each in self.tokens)
+        self.tokens_per_report = statistics.mean(min(each, max_length - before) for each in self.tokens)
         self.augment = augmentation(augment) if augment else None
 
     def __len__(self) -> int:
@@ -68,8 +69,8 @@ def augmentation(augment: settings.Augment) -> Compose:
     ])
 
 
-def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> tuple[list[str], int, int]:
-    """Reports that fit `max_length` tokens with image, prompt and <eos>; how many were cut; the longest whole sequence.
+def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> tuple[list[str], list[int]]:
+    """Reports that fit `max_length` tokens with image, prompt and <eos>, and the tokens of each with <eos> before any cut.
 
     A cut report keeps its <eos>, which the processor adds after it: plain truncation would drop it, and the model would
     never learn to stop. Raises UserError where not even a few words fit.
@@ -79,9 +80,8 @@ def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> t
     if room < 8:
         raise UserError(f"model.max_length {max_length} leaves {max(room, 0)} tokens for a report: image and prompt take {before}")
     tokens = processor.tokenizer(reports, add_special_tokens=False).input_ids
-    cut = [len(each) > room for each in tokens]
-    fitted = [processor.tokenizer.decode(each[:room]) if long else report for report, each, long in zip(reports, tokens, cut)]
-    return fitted, sum(cut), before + 1 + max(map(len, tokens))
+    fitted = [processor.tokenizer.decode(each[:room]) if len(each) > room else report for report, each in zip(reports, tokens)]
+    return fitted, [len(each) + 1 for each in tokens]
 
 
 class TrainingCollator:

@@ -4,6 +4,7 @@ import math
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
@@ -63,9 +64,11 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
         trainer.remove_callback(Progress)
         measured = trainer.evaluate()["eval_loss"]
     check_best(trainer, measured)
+    percentiles = np.percentile(training.tokens, (50, 95, 100), method="higher")
     return {
         "train_loss": train_loss(trainer), "eval_loss": measured, "best_step": best_step(trainer), "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch), "longest_sequence": training.longest, "reports_cut": training.cut + validation.cut,
+        "report_tokens": {name: int(count) for name, count in zip(("median", "p95", "longest"), percentiles)},
     }
 
 
