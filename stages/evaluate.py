@@ -21,7 +21,7 @@ from transformers import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
-from explainmyxray.model.adapter import load_adapter, tuned_revision  # noqa: E402
+from explainmyxray.model.adapter import load_adapter, tuned_base  # noqa: E402
 from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
 from explainmyxray.model.generation import generate, image_features  # noqa: E402
 from explainmyxray.outputs import write_metrics  # noqa: E402
@@ -52,7 +52,7 @@ def main() -> None:
 def predict(settings: Settings) -> pd.DataFrame:
     """The test split with a report from the model and from each baseline: the columns of `card.COLUMNS`."""
     logging.set_verbosity_error()
-    base = check_base(settings.model.model_copy(update={"revision": settings.model.revision or tuned_revision(ADAPTER)}))
+    base = check_base(tuned_base(ADAPTER, settings.model))
     train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))
     set_seed(settings.seed)
     started = time.monotonic()

@@ -2,8 +2,8 @@
 
     python stages/train_qlora.py
 
-Reads data/splits, data/images and the base model; writes models/adapter (plain PEFT), metrics/train.json and the training
-curves. A run that was cut off goes on from its last checkpoint under models/checkpoints.
+Reads data/splits, data/images and the base model; writes models/adapter (plain PEFT, and what its images looked like),
+metrics/train.json and the training curves. A run that was cut off goes on from its last checkpoint under models/checkpoints.
 """
 
 import os
@@ -17,10 +17,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")          # one process, one G
 from transformers import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from explainmyxray import familiar  # noqa: E402
 from explainmyxray.errors import exit_on_user_error  # noqa: E402
 from explainmyxray.model.adapter import add_lora, save_adapter, trainable  # noqa: E402
 from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
-from explainmyxray.model.batches import PROMPT  # noqa: E402
+from explainmyxray.model.batches import PROMPT, open_image  # noqa: E402
 from explainmyxray.model.identity import run_identity  # noqa: E402
 from explainmyxray.model.training import train  # noqa: E402
 from explainmyxray.outputs import replacing, rounded, write_metrics  # noqa: E402
@@ -53,6 +54,7 @@ def main() -> None:
 
     with replacing(ADAPTER) as folder:
         save_adapter(model, folder, card_facts(settings, base.revision, rows, figures))
+        familiar.fit(*((open_image(IMAGES, name) for name in rows[part]["image"]) for part in ("train", "val"))).save(folder)
     write_metrics("metrics/train.json", figures)
     write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
     shutil.rmtree(checkpoints)

@@ -73,3 +73,17 @@ def workspace(small_data, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stage"])
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(small_data, tmp_path_factory):
+    """A workspace where training and evaluation have run to the end."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "data").symlink_to(small_data / "data")
+    write_params(folder, SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["stage"])
+        run_stage("train_qlora")
+        run_stage("evaluate")
+    return folder

@@ -11,6 +11,7 @@ from conftest import SMALL, run_stage, write_params
 from peft import PeftModel
 from transformers import PaliGemmaForConditionalGeneration
 
+from explainmyxray import familiar
 from explainmyxray.errors import UserError
 from explainmyxray.model import training
 
@@ -18,25 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path("models/adapter/adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def finished(small_data, tmp_path_factory):
-    """A workspace where training and evaluation have run to the end."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "data").symlink_to(small_data / "data")
-    write_params(folder, SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["stage"])
-        run_stage("train_qlora")
-        run_stage("evaluate")
-    return folder
-
-
 def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
     base = PaliGemmaForConditionalGeneration.from_pretrained(ROOT / "models/tiny-paligemma")
     PeftModel.from_pretrained(base, finished / "models/adapter")
     card = (finished / "models/adapter/README.md").read_text()
     assert "$" not in card and "Not a medical device" in card and "describe en" in card
+    assert familiar.load(finished / "models/adapter").limit > 0
     assert not (finished / "models/checkpoints").exists() or not any((finished / "models/checkpoints").iterdir())
 
 

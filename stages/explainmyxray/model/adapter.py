@@ -31,12 +31,13 @@ def load_adapter(base, folder: str | Path) -> PeftModel:
         raise UserError(f"{folder} was tuned on another base than model.id: run `dvc repro train_qlora`") from None
 
 
-def tuned_revision(folder: str | Path) -> str | None:
-    """The commit of the base that the adapter in `folder` was tuned on; None for a base in a folder."""
+def tuned_base(adapter: str | Path, model: settings.Model) -> settings.Model:
+    """`model` with the id and the commit of the base that the adapter in a folder, or with a hub id, was tuned on."""
     try:
-        return PeftConfig.from_pretrained(str(folder)).revision
+        config = PeftConfig.from_pretrained(str(adapter))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{adapter} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
+    return model.model_copy(update={"id": config.base_model_name_or_path, "revision": config.revision})
 
 
 def save_adapter(model: PeftModel, folder: Path, facts: dict) -> None:

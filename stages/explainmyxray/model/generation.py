@@ -14,20 +14,25 @@ from explainmyxray.model.batches import open_image, prompt_batch
 
 
 @gpu_memory()
-@torch.inference_mode()
 def generate(model, processor: PaliGemmaProcessor, images: Path, names: Sequence[str], how: settings.Evaluate,
              label: str = "generating") -> list[str]:
     """One report an image, in order; generation ends at <eos> or after `how.max_new_tokens` tokens."""
     reports = []
     for chunk in chunks(images, names, how.batch_size, label):
-        batch = {name: value.to(model.device) for name, value in prompt_batch(chunk, processor).items()}
-        tokens = model.generate(
-            **batch, max_new_tokens=how.max_new_tokens, num_beams=how.num_beams, do_sample=False,
-            top_k=None, top_p=None, temperature=None,
-        )
-        written = tokens[:, batch["input_ids"].shape[1]:]
-        reports += [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
+        reports += write_reports(model, processor, chunk, how)
     return reports
+
+
+@torch.inference_mode()
+def write_reports(model, processor: PaliGemmaProcessor, images: list[Image.Image], how: settings.Evaluate) -> list[str]:
+    """One report an image, all in one batch."""
+    batch = {name: value.to(model.device) for name, value in prompt_batch(images, processor).items()}
+    tokens = model.generate(
+        **batch, max_new_tokens=how.max_new_tokens, num_beams=how.num_beams, do_sample=False,
+        top_k=None, top_p=None, temperature=None,
+    )
+    written = tokens[:, batch["input_ids"].shape[1]:]
+    return [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
 
 
 @gpu_memory()

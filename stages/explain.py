@@ -1,0 +1,94 @@
+"""Write a report for each X-ray, with the findings that it names and how sure the model is.
+
+    python stages/explain.py film.png study.dcm folder/
+    python stages/explain.py folder/ --csv > reports.csv
+
+Reads PNG, JPEG and DICOM. `sure` is the mean probability of the report's tokens; a finding's figure is the share of
+sampled reports that name it. For research only: this is no medical device.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pandas as pd  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from explainmyxray import familiar  # noqa: E402
+from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
+from explainmyxray.explaining.explain import NOTICE, Explainer, Explanation  # noqa: E402
+from explainmyxray.explaining.films import files  # noqa: E402
+from explainmyxray.model.adapter import load_adapter, tuned_base  # noqa: E402
+from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
+from explainmyxray.reports.findings import FINDINGS  # noqa: E402
+from explainmyxray.settings import load_settings  # noqa: E402
+
+ADAPTER = "models/adapter"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG, JPEG or DICOM file, or a folder of them")
+    parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
+    parser.add_argument("--samples", type=int, default=32, help="sampled reports behind each finding's probability (default: 32)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a JSON object a line")
+    form.add_argument("--csv", action="store_true", help="a table with a column a finding")
+    options = parser.parse_args()
+    named = [(str(path), read(path)) for path in files(options.images)]
+    explainer = load(options.adapter, options.samples)
+    progress = tqdm(explainer.explain(named), total=len(named), desc="explaining", unit="image", disable=len(named) < 2)
+    explained = list(progress)
+    print(as_csv(explained) if options.csv else "\n".join(map(as_json if options.json else as_text, explained)))
+    if not (options.csv or options.json):
+        print(f"\n{NOTICE}")
+    if all(each.problem for each in explained):
+        sys.exit(1)
+
+
+def load(adapter: str, samples: int) -> Explainer:
+    """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
+    logging.set_verbosity_error()
+    settings = load_settings()
+    base = check_base(tuned_base(adapter, settings.model))
+    model = load_adapter(load_base(base, settings.quantization), adapter)
+    return Explainer(model, load_processor(base), familiar.load(adapter), settings.evaluate, settings.seed, samples)
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def as_text(each: Explanation) -> str:
+    """A paragraph for a person."""
+    if each.problem:
+        return f"{each.image}\n  {each.problem}"
+    likely = sorted(each.probabilities.items(), key=lambda pair: -pair[1])
+    lines = [each.image, *([f"  WARNING: {each.warning}"] if each.warning else []), f"  {each.report}",
+             f"  sure: {each.certainty:.0%} a token; named in the report: {', '.join(each.findings) or 'no finding'}",
+             "  " + ", ".join(f"{name} {share:.0%}" for name, share in likely if share >= 0.05)]
+    return "\n".join(line for line in lines if line.strip())
+
+
+def as_json(each: Explanation) -> str:
+    return json.dumps(dataclasses.asdict(each))
+
+
+def as_csv(explained: list[Explanation]) -> str:
+    rows = [{"image": each.image, "report": each.report, "findings": "|".join(each.findings), "certainty": each.certainty,
+             **{name: (each.probabilities or {}).get(name) for name in FINDINGS}, "warning": each.warning, "problem": each.problem}
+            for each in explained]
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

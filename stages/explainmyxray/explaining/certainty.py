@@ -1,0 +1,38 @@
+"""How sure the model is of what it writes: the probabilities of its tokens, and how often it would name a finding.
+
+A finding's probability is the share of sampled reports that name it (Monte Carlo over the model's own distribution of
+reports; cf. Kuhn et al. 2023, arXiv:2302.09664). The probability of a sentence against the one that denies it is no measure
+here: a report opens with what is there, so a denial in its place is unlikely whatever the image (0.99 and more for
+findings that are not there).
+"""
+
+import torch
+from PIL import Image
+from transformers import PaliGemmaProcessor, set_seed
+
+from explainmyxray.model.batches import IGNORED, TrainingCollator, prompt_batch
+from explainmyxray.model.loss import report_logits
+from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.reports.labeler import present
+
+
+@torch.inference_mode()
+def token_probability(model, processor: PaliGemmaProcessor, images: list[Image.Image], reports: list[str]) -> list[float]:
+    """For each image the mean probability of its report's tokens, <eos> among them, each given all before it."""
+    batch = TrainingCollator(processor)(list(zip(images, reports)))
+    logits, labels = report_logits(model, {name: value.to(model.device) for name, value in batch.items()})
+    told = logits.float().softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    written = labels != IGNORED
+    return ((told * written).sum(1) / written.sum(1)).tolist()
+
+
+@torch.inference_mode()
+def finding_probabilities(model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int) -> dict[str, float]:
+    """For each finding the share of `samples` reports, drawn at temperature 1 and of `longest` tokens at most, that name it."""
+    set_seed(seed)
+    batch = {name: value.to(model.device) for name, value in prompt_batch([image], processor).items()}
+    tokens = model.generate(**batch, max_new_tokens=longest, do_sample=True, num_return_sequences=samples,
+                            temperature=1.0, top_k=0, top_p=1.0)
+    texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
+    named = [present(text) for text in texts]
+    return {finding: sum(finding in each for each in named) / samples for finding in FINDINGS}

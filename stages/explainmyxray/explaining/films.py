@@ -1,0 +1,82 @@
+"""Films from PNG, JPEG and DICOM files. Nothing of a DICOM file but its pixels leaves this module: no name, no id, no date."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+
+from explainmyxray.errors import UserError
+from explainmyxray.sources.archive import MAX_MEMBER_BYTES, MAX_PIXELS, BadImage, decode
+
+logging.getLogger("pydicom").disabled = True   # its remarks quote header values, a patient's name among them
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+COLOUR = 12   # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    """The files named, and those with a known suffix in the folders named, sorted. Raises UserError where there is none."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        else:
+            found.append(path)
+    if not found:
+        raise UserError(f"no image: name a file, or a folder with {', '.join(sorted(SUFFIXES))} in it")
+    return found
+
+
+def open_film(data: bytes) -> Image.Image:
+    """An upright 8-bit greyscale image. Raises BadImage where there is none that can be used."""
+    if len(data) > MAX_MEMBER_BYTES:
+        raise BadImage("too_large")
+    return decode_dicom(data) if data[128:132] == b"DICM" else decode(data)
+
+
+def decode_dicom(data: bytes) -> Image.Image:
+    """The first frame of a DICOM file as a radiologist's screen shows it: rescale slope, then window, white for dense.
+
+    DICOM PS3.3, C.11.1 (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises BadImage.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")   # they quote the header as well
+            return _first_frame(pydicom.dcmread(io.BytesIO(data)))
+    except BadImage:
+        raise
+    except Exception:   # pydicom raises what its many decoders raise, and the message could hold what the header holds
+        raise BadImage("damaged") from None
+
+
+def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
+    if "PixelData" not in dataset:
+        raise BadImage("not_an_image")
+    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
+        raise BadImage("too_many_pixels")
+    pixels = pixel_array(dataset, index=0)
+    if pixels.ndim == 3:
+        return Image.fromarray(to_bytes(pixels)).convert("L")
+    shown = to_bytes(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset))
+    return Image.fromarray(255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown)
+
+
+def to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Any numbers, stretched from the lowest to the highest, as uint8."""
+    low, high = float(pixels.min()), float(pixels.max())
+    return ((pixels.astype(float) - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
+
+
+def is_colour(data: bytes) -> bool:
+    """Whether a PNG or JPEG file holds a colour picture, not a grey one stored in three channels."""
+    if data[128:132] == b"DICM":
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        channels = np.asarray(image.convert("RGB").resize((64, 64)), float)
+    return bool((channels.max(-1) - channels.min(-1)).mean() > COLOUR)

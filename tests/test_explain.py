@@ -1,0 +1,174 @@
+"""Explaining one's own images: any file, in any form, with a warning where it is no X-ray and nothing of a patient told."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from conftest import run_stage
+from PIL import Image
+from pydicom.data import get_testdata_file
+from sklearn.datasets import load_sample_image
+
+from explainmyxray.explaining.films import files, is_colour, open_film
+from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.sources import phantom
+from explainmyxray.sources.archive import BadImage
+
+PATIENT = "Doe^Jane"
+
+
+def dicom(pixels: np.ndarray, bits: int, **header) -> bytes:
+    """A DICOM file of a patient with a name, holding `pixels` as they are."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["a"])
+    dataset.PatientName, dataset.PatientID, dataset.StudyDate = PATIENT, "Q4711", "19990101"
+    frames = pixels.shape[0] if pixels.ndim == 3 else 1
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (8, 8, 7) if bits == 8 else (16, bits, bits - 1)
+    if frames > 1:
+        dataset.NumberOfFrames = frames
+    for name, value in header.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = pixels.astype(np.uint8 if bits == 8 else "<u2").tobytes()
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def film() -> Image.Image:
+    return next(iter(phantom.sample(phantom.PIPELINE, 5, 1, 224))).read()
+
+
+@pytest.mark.parametrize("bits, header", [
+    (8, {}), (12, {"WindowCenter": 2048, "WindowWidth": 4096}), (16, {}), (12, {"RescaleSlope": 2, "RescaleIntercept": -100}),
+])
+def test_a_dicom_file_shows_the_film_at_any_depth(film, bits, header):
+    values = np.asarray(film, float) / 255 * (2 ** bits - 1)
+    shown = np.asarray(open_film(dicom(values.round(), bits, **header)), float)
+    expected = np.asarray(film, float)
+    expected = (expected - expected.min()) / (expected.max() - expected.min()) * 255
+    assert np.abs(shown - expected).max() <= 2
+
+
+def test_a_dicom_window_cuts_off_what_lies_outside_it(film):
+    values = np.asarray(film, float) * 16
+    shown = np.asarray(open_film(dicom(values, 12, WindowCenter=2000, WindowWidth=1000)))
+    assert (shown[values < 1490] == 0).all() and (shown[values > 2510] == 255).all()
+
+
+def test_monochrome1_is_turned_and_the_first_of_many_frames_is_taken(film):
+    pixels = np.asarray(film)
+    turned = open_film(dicom(255 - pixels, 8, PhotometricInterpretation="MONOCHROME1"))
+    assert np.abs(np.asarray(turned, int) - np.asarray(open_film(dicom(pixels, 8)), int)).max() <= 1
+    frames = np.stack([pixels, pixels[::-1], pixels * 0])
+    assert open_film(dicom(frames, 8)).tobytes() == open_film(dicom(pixels, 8)).tobytes()
+
+
+@pytest.mark.parametrize("name", [
+    "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm",
+    "examples_palette.dcm", "MR_small_bigendian.dcm", "image_dfl.dcm", "SC_rgb_rle_2frame.dcm",
+])
+def test_the_files_that_pydicom_ships_are_read(name):
+    image = open_film(Path(get_testdata_file(name)).read_bytes())
+    assert image.mode == "L" and image.getextrema()[1] > 128
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"", "empty"), (b"no image at all", "not_an_image"), (Path(get_testdata_file("rtplan.dcm")).read_bytes(), "not_an_image"),
+    (Path(get_testdata_file("MR_truncated.dcm")).read_bytes(), "damaged"), (bytes(128) + b"DICM" + b"\xff" * 64, "damaged"),
+])
+def test_what_is_no_image_is_refused(data, reason):
+    with pytest.raises(BadImage) as refused:
+        open_film(data)
+    assert refused.value.reason in (reason, "not_an_image")
+
+
+def test_nothing_is_said_of_a_header_that_is_wrong(film, capsys, caplog, recwarn):
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        data = dicom(np.asarray(film), 8, PatientAge="Doe^Jane", StudyDate="Doe", PatientBirthDate="Jane", SeriesInstanceUID="Doe.1")
+    finally:
+        pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
+    recwarn.clear(), caplog.clear(), capsys.readouterr()   # what writing such a file said
+    assert open_film(data).size == film.size
+    with pytest.raises(BadImage):
+        open_film(data[:-1000])
+    said = "".join(capsys.readouterr()) + caplog.text + "".join(str(each.message) for each in recwarn)
+    assert "Doe" not in said and "Jane" not in said
+
+
+def test_grey_in_three_channels_is_no_colour(film):
+    assert not is_colour(png(film)) and not is_colour(png(film.convert("RGB")))
+    assert is_colour(png(Image.fromarray(load_sample_image("flower.jpg"))))
+
+
+@pytest.fixture
+def folder(finished, tmp_path, film, monkeypatch) -> Path:
+    """A folder of images beside a trained adapter, which is in the current folder."""
+    monkeypatch.chdir(finished)
+    (tmp_path / "films/more").mkdir(parents=True)
+    (tmp_path / "films/a.png").write_bytes(png(film))
+    (tmp_path / "films/more/b.dcm").write_bytes(dicom(np.asarray(film), 8))
+    (tmp_path / "films/c.jpg").write_bytes(b"torn")
+    (tmp_path / "films/d.png").write_bytes(png(Image.fromarray(load_sample_image("china.jpg"))))
+    (tmp_path / "films/e.png").write_bytes(png(Image.new("L", (300, 200), 7)))
+    (tmp_path / "films/f.png").write_bytes(png(Image.fromarray(load_sample_image("china.jpg")).convert("L")))
+    (tmp_path / "films/notes.txt").write_text("not looked at")
+    return tmp_path / "films"
+
+
+def explain(monkeypatch, capsys, *arguments) -> str:
+    monkeypatch.setattr("sys.argv", ["explain.py", *map(str, arguments), "--samples", "4"])
+    run_stage("explain")
+    return capsys.readouterr().out
+
+
+def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
+    told = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
+    assert [Path(each["image"]).name for each in told] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "b.dcm"]
+    a, c, d, e, f, b = told
+    assert a["report"] and 0 < a["certainty"] < 1 and set(a["probabilities"]) == set(FINDINGS)
+    assert all(share * 4 == int(share * 4) for share in a["probabilities"].values())
+    assert a["warning"] == "" and b["warning"] == ""
+    assert "not an image" in c["problem"] and not c["report"]
+    assert "colour" in d["warning"] and "blank" in e["warning"] and "unlike" in f["warning"]
+
+
+def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monkeypatch, capsys):
+    table = pd.read_csv(io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/b.dcm", "--csv")))
+    assert list(table.columns[:4]) == ["image", "report", "findings", "certainty"] and set(FINDINGS) < set(table.columns)
+    text = explain(monkeypatch, capsys, folder / "a.png", folder / "more/b.dcm", folder / "f.png")
+    assert table["report"][0] in text and "not a medical device" in text and "WARNING: the image is unlike" in text
+    everything = text + table.to_csv()
+    assert not any(secret in everything for secret in ("Doe", "Jane", "4711", "1999"))
+
+
+def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder, monkeypatch, capsys):
+    alone = explain(monkeypatch, capsys, folder / "a.png", "--json")
+    among = explain(monkeypatch, capsys, folder, "--json").splitlines()[0]
+    first, second = json.loads(alone), json.loads(among)
+    assert first["report"] == second["report"] and first["probabilities"] == second["probabilities"]
+
+
+def test_files_of_a_folder_and_none_at_all(folder):
+    assert [path.name for path in files([folder])] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "b.dcm"]
+    from explainmyxray.errors import UserError
+
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="no image"):
+        files([folder / "empty"])

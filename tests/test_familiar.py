@@ -1,0 +1,63 @@
+"""What an adapter was not tuned on is told from what it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from explainmyxray import familiar
+from explainmyxray.sources import phantom
+from explainmyxray.sources.archive import decode
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia" / "train"
+
+
+def phantoms(seed: int, count: int) -> list[Image.Image]:
+    return [film.read() for film in phantom.sample(phantom.PIPELINE, seed, count, 224)]
+
+
+def others() -> list[Image.Image]:
+    """Photographs that scikit-learn ships, in pieces, and pictures of nothing."""
+    pieces = [Image.fromarray(photo[y:y + 300, x:x + 300]) for photo in load_sample_images().images
+              for y in (0, 120) for x in (0, 150, 330)]
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    return [*pieces, Image.new("L", (224, 224)), Image.fromarray(noise), Image.linear_gradient("L"), Image.radial_gradient("L")]
+
+
+@pytest.fixture(scope="module")
+def real() -> list[Image.Image]:
+    paths = sorted(REAL.rglob("*.jpeg"))
+    if not paths:
+        pytest.skip(f"{REAL} is not here")
+    return [decode(path.read_bytes()) for path in paths[::2]]
+
+
+def warned(known: familiar.Familiar, images) -> float:
+    return float(np.mean([known.strangeness(image) > known.limit for image in images]))
+
+
+def test_phantoms_are_familiar_to_what_was_tuned_on_phantoms_and_nothing_else_is(real):
+    known = familiar.fit(phantoms(1, 400), phantoms(2, 200))
+    assert warned(known, phantoms(3, 200)) <= 0.04
+    assert warned(known, others()) == 1
+    assert warned(known, real) == 1
+
+
+def test_real_films_are_familiar_to_what_was_tuned_on_them(real):
+    rows = np.random.default_rng(0).permutation(len(real))
+    part = [[real[row] for row in rows[start::3]] for start in range(3)]
+    known = familiar.fit(part[0], part[1])
+    assert warned(known, part[2]) <= 0.04
+    assert warned(known, others()) == 1
+    assert warned(known, phantoms(3, 100)) >= 0.95
+
+
+def test_it_is_kept_beside_the_adapter(tmp_path):
+    images = phantoms(1, 20)
+    known = familiar.fit(images, images)
+    known.save(tmp_path)
+    again = familiar.load(tmp_path)
+    assert again.limit == known.limit and again.strangeness(images[3]) == known.strangeness(images[3])
+    assert familiar.load(tmp_path / "elsewhere") is None
