@@ -4,7 +4,7 @@
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
 
 Reads metrics/predictions.csv of both; needs no model. The interval covers the choice of test patients. It does not cover
-the luck of one training run: for that, train with other seeds (`dvc exp run -S seed=1`) and see how far they differ.
+the luck of one training run: for that, train again with another `train.seed` and see how far the two differ.
 """
 
 import argparse
@@ -33,10 +33,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
     parser.add_argument("--name", help="what to call REV_A in the table (default: REV_A)")
     options = parser.parse_args()
-    before, after = shared(predictions(options.before), predictions(options.after))
+    left, right = predictions(options.before), predictions(options.after)
+    before, after = shared(left, right)
     table = compare(before, after, options.samples, load_settings().seed)
     names = options.name or options.before, options.after or "working tree"
-    print(markdown(table, *names, f"{len(before)} test images of {before['patient'].nunique()} patients"))
+    images = f"{len(before)} test images of {before['patient'].nunique()} patients"
+    print(markdown(table, *names, images))
+    if len(before) < max(everything := (len(left), len(right))):
+        print(f"\nThe test sets differ: of {everything[0]} and {everything[1]} images these are in both.")
+    if not before["report"].equals(after["report"]):
+        print("\nThe reference reports differ: BLEU and ROUGE compare their wordings as well as the models.")
 
 
 def predictions(revision: str | None) -> pd.DataFrame:
@@ -45,7 +51,7 @@ def predictions(revision: str | None) -> pd.DataFrame:
         text = dvc.api.read(PREDICTIONS, rev=revision)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}") from None
-    return parse_table(io.StringIO(text), f"{revision}:{PREDICTIONS}", card.COLUMNS)
+    return parse_table(io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", card.COLUMNS)
 
 
 def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:

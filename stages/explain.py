@@ -21,13 +21,14 @@ from tqdm import tqdm  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from explainmyxray import familiar  # noqa: E402
-from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
+from explainmyxray.errors import exit_on_user_error  # noqa: E402
 from explainmyxray.explaining.explain import NOTICE, Explainer, Explanation  # noqa: E402
 from explainmyxray.explaining.films import files  # noqa: E402
-from explainmyxray.model.adapter import load_adapter, tuned_base  # noqa: E402
+from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base  # noqa: E402
 from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
 from explainmyxray.reports.findings import FINDINGS  # noqa: E402
 from explainmyxray.settings import load_settings  # noqa: E402
+from explainmyxray.sources.archive import MAX_MEMBER_BYTES  # noqa: E402
 
 ADAPTER = "models/adapter"
 
@@ -36,19 +37,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG, JPEG or DICOM file, or a folder of them")
     parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
-    parser.add_argument("--samples", type=int, default=32, help="sampled reports behind each finding's probability (default: 32)")
+    parser.add_argument("--samples", type=int, default=32, help="sampled reports behind each probability (default: 32; 0: none)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON object a line")
     form.add_argument("--csv", action="store_true", help="a table with a column a finding")
     options = parser.parse_args()
-    named = [(str(path), read(path)) for path in files(options.images)]
-    explainer = load(options.adapter, options.samples)
-    progress = tqdm(explainer.explain(named), total=len(named), desc="explaining", unit="image", disable=len(named) < 2)
-    explained = list(progress)
-    print(as_csv(explained) if options.csv else "\n".join(map(as_json if options.json else as_text, explained)))
-    if not (options.csv or options.json):
-        print(f"\n{NOTICE}")
-    if all(each.problem for each in explained):
+    paths = files(options.images)
+    explained = load(options.adapter, max(options.samples, 0)).explain((str(path), read(path)) for path in paths)
+    told = []
+    for each in tqdm(explained, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
+        told.append(each)
+        if not options.csv:
+            tqdm.write(as_json(each) if options.json else as_text(each))
+    if options.csv:
+        print(as_csv(told))
+    print(NOTICE, file=sys.stderr if options.csv or options.json else sys.stdout)
+    if all(each.problem for each in told):
         sys.exit(1)
 
 
@@ -56,27 +60,27 @@ def load(adapter: str, samples: int) -> Explainer:
     """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
     logging.set_verbosity_error()
     settings = load_settings()
-    base = check_base(tuned_base(adapter, settings.model))
-    model = load_adapter(load_base(base, settings.quantization), adapter)
-    return Explainer(model, load_processor(base), familiar.load(adapter), settings.evaluate, settings.seed, samples)
+    folder = adapter_folder(adapter)
+    base = check_base(tuned_base(folder, settings.model))
+    model = load_adapter(load_base(base, settings.quantization), folder)
+    return Explainer(model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples)
 
 
 def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    """The file's bytes, of one too large to be a film only the first, which is refused as too large."""
+    with path.open("rb") as file:
+        return file.read(MAX_MEMBER_BYTES + 1)
 
 
 def as_text(each: Explanation) -> str:
     """A paragraph for a person."""
     if each.problem:
-        return f"{each.image}\n  {each.problem}"
-    likely = sorted(each.probabilities.items(), key=lambda pair: -pair[1])
+        return f"{each.image}\n  {each.problem}\n"
+    likely = sorted((each.probabilities or {}).items(), key=lambda pair: -pair[1])
     lines = [each.image, *([f"  WARNING: {each.warning}"] if each.warning else []), f"  {each.report}",
              f"  sure: {each.certainty:.0%} a token; named in the report: {', '.join(each.findings) or 'no finding'}",
              "  " + ", ".join(f"{name} {share:.0%}" for name, share in likely if share >= 0.05)]
-    return "\n".join(line for line in lines if line.strip())
+    return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
 def as_json(each: Explanation) -> str:

@@ -40,7 +40,7 @@ def main() -> None:
     rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
     print(f"{len(rows['train'])} training and {len(rows['val'])} validation images, base {base.id} {base.revision or ''}", flush=True)
 
-    set_seed(settings.seed)
+    set_seed(settings.train.seed)
     started = time.monotonic()
     processor = load_processor(base)
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
@@ -65,7 +65,7 @@ def card_facts(settings: Settings, revision: str | None, rows: dict, figures: di
     """What the model card says of this run."""
     lora, quantization = settings.lora, settings.quantization
     return rounded(figures) | {
-        "base": settings.model.id, "revision": revision or "in this repository", "prompt": PROMPT, "seed": settings.seed,
+        "base": settings.model.id, "revision": revision or "in this repository", "prompt": PROMPT, "seed": settings.train.seed,
         "train_images": len(rows["train"]), "val_images": len(rows["val"]), "train_patients": rows["train"]["patient"].nunique(),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": ", ".join(lora.target_modules),

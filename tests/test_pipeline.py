@@ -62,6 +62,7 @@ def test_metrics_in_git_have_no_lists_and_finite_numbers():
 
 @pytest.mark.parametrize("changed, rerun", [
     ("lora.r=32", {"train_qlora", "evaluate"}),
+    ("train.seed=1", {"train_qlora", "evaluate"}),
     ("evaluate.num_beams=2", {"evaluate"}),
     ("split.max_samples=100", {"split", "train_qlora", "evaluate"}),
     ("data.phantom.count=500", set(STAGES)),

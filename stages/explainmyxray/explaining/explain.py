@@ -1,7 +1,8 @@
-"""Images in, explanations out: what `stages/explain.py` and the page have in common."""
+"""Images in, explanations out: what `stages/explain.py` and any other front has in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from PIL import Image
 
@@ -11,9 +12,8 @@ from explainmyxray.explaining.films import is_colour, open_film
 from explainmyxray.familiar import Familiar
 from explainmyxray.model.base import gpu_memory
 from explainmyxray.model.generation import write_reports
-from explainmyxray.reports.labeler import label
+from explainmyxray.reports.labeler import present
 from explainmyxray.sources.archive import BadImage
-from explainmyxray.studies import NO_FINDING
 
 NOTICE = "For research only, not a medical device. Written by a model that was tuned on reports made from labels by templates."
 
@@ -24,10 +24,10 @@ class Explanation:
 
     image: str
     report: str = ""
-    findings: tuple[str, ...] = ()            # that the report says are there
-    certainty: float | None = None            # mean probability of the report's tokens
+    findings: tuple[str, ...] = ()                  # that the report says are there
+    certainty: float | None = None                  # mean probability of the report's tokens
     probabilities: dict[str, float] | None = None   # of each finding to be named, over sampled reports
-    warning: str = ""                         # why not to trust the report
+    warning: str = ""                               # why not to trust the report
     problem: str = ""
 
 
@@ -40,50 +40,50 @@ class Explainer:
     familiar: Familiar | None
     how: settings.Evaluate
     seed: int
-    samples: int = 32   # sampled reports behind each probability; 0: none
+    samples: int   # sampled reports behind each probability; 0: none, which is much faster
 
-    def explain(self, named: list[tuple[str, bytes]]) -> Iterator[Explanation]:
-        """An explanation for each name and file, in order; those that are no image get a `problem`."""
-        for start in range(0, len(named), self.how.batch_size):
-            yield from self._batch(named[start:start + self.how.batch_size])
+    def explain(self, named: Iterable[tuple[str, bytes]]) -> Iterator[Explanation]:
+        """An explanation for each name and file, in order, a batch of files in memory at a time."""
+        rest = iter(named)
+        while chunk := list(islice(rest, self.how.batch_size)):
+            yield from self._batch(chunk)
 
     @gpu_memory()
     def _batch(self, named: list[tuple[str, bytes]]) -> list[Explanation]:
-        opened = {name: _open(data) for name, data in named}
-        images = {name: image for name, image in opened.items() if isinstance(image, Image.Image)}
-        prepared = [image.resize((self.side, self.side), Image.Resampling.BICUBIC) for image in images.values()]
-        reports = write_reports(self.model, self.processor, prepared, self.how) if images else []
-        certain = token_probability(self.model, self.processor, prepared, reports) if images else []
-        told = {name: self._tell(name, data, *each) for (name, data), *each in zip(
-            [(name, data) for name, data in named if name in images], images.values(), prepared, reports, certain)}
-        return [told.get(name) or Explanation(name, problem=opened[name]) for name, _ in named]
+        told: list[Explanation | None] = []
+        films, places = [], []
+        for name, data in named:
+            try:
+                films.append(open_film(data).resize((self.side, self.side), Image.Resampling.BICUBIC))
+                places.append(len(told))
+                told.append(None)
+            except BadImage as bad:
+                told.append(Explanation(name, problem=f"not an image that can be used: {bad.reason.replace('_', ' ')}"))
+        reports = write_reports(self.model, self.processor, films, self.how) if films else []
+        certain = token_probability(self.model, self.processor, films, reports) if films else []
+        for place, film, report, certainty in zip(places, films, reports, certain):
+            name, data = named[place]
+            told[place] = Explanation(name, report, tuple(sorted(present(report))), certainty, self._sampled(film), self.doubt(data, film))
+        return told
 
-    def _tell(self, name: str, data: bytes, image: Image.Image, prepared: Image.Image, report: str, certainty: float) -> Explanation:
-        labels = label(report)
-        sampled = finding_probabilities(self.model, self.processor, prepared, self.samples, self.how.max_new_tokens, self.seed)
-        return Explanation(
-            name, report, tuple(finding for finding, status in labels.items() if status == "present" and finding != NO_FINDING),
-            certainty, sampled, self.doubt(data, image),
-        )
+    def _sampled(self, film: Image.Image) -> dict[str, float] | None:
+        if not self.samples:
+            return None
+        return finding_probabilities(self.model, self.processor, film, self.samples, self.how.max_new_tokens, self.seed)
 
-    def doubt(self, data: bytes, image: Image.Image) -> str:
-        """Why an image may be no chest film, or none of the kind that the adapter knows; blank where it looks like one."""
-        low, high = image.getextrema()
+    def doubt(self, data: bytes, film: Image.Image) -> str:
+        """Why a prepared image may be no chest film, or none of the kind that the adapter knows; blank where it looks like one."""
+        low, high = film.getextrema()
         if high - low < 16:
             return "the image is blank"
         if is_colour(data):
             return "this is a colour picture, and X-rays are grey"
-        if self.familiar and self.familiar.strangeness(image) > self.familiar.limit:
+        if self.familiar is None:
+            return "nobody checked whether this is a chest X-ray: the adapter comes without a description of its training images"
+        if self.familiar.strangeness(film) > self.familiar.limit:
             return "the image is unlike those that the adapter was tuned on: it may be no chest X-ray, or one of another kind"
         return ""
 
     @property
     def side(self) -> int:
         return self.processor.image_processor.size["height"]
-
-
-def _open(data: bytes) -> Image.Image | str:
-    try:
-        return open_film(data)
-    except BadImage as bad:
-        return f"not an image that can be used: {bad.reason.replace('_', ' ')}"

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
 from explainmyxray.errors import UserError
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES, MAX_PIXELS, BadImage, decode
 
-logging.getLogger("pydicom").disabled = True   # its remarks quote header values, a patient's name among them
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)   # its remarks quote header values, a patient's name among them
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 COLOUR = 12   # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
 
 
@@ -28,6 +29,8 @@ def files(paths: Iterable[Path]) -> list[Path]:
             found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         else:
             found.append(path)
+    if missing := [path for path in found if not path.is_file()]:
+        raise UserError(f"{missing[0]} is no file")
     if not found:
         raise UserError(f"no image: name a file, or a folder with {', '.join(sorted(SUFFIXES))} in it")
     return found
@@ -41,10 +44,12 @@ def open_film(data: bytes) -> Image.Image:
 
 
 def decode_dicom(data: bytes) -> Image.Image:
-    """The first frame of a DICOM file as a radiologist's screen shows it: rescale slope, then window, white for dense.
+    """The first frame of a DICOM file: rescaled, windowed (or, without a window, from its darkest to its brightest), dense white.
 
     DICOM PS3.3, C.11.1 (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises BadImage.
     """
+    if DEFLATED in data[132:1024]:   # pydicom unpacks it whole before a size can be looked at, and no film comes so
+        raise BadImage("unknown_compression")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # they quote the header as well
@@ -61,16 +66,21 @@ def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
     if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
         raise BadImage("too_many_pixels")
     pixels = pixel_array(dataset, index=0)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
-        return Image.fromarray(to_bytes(pixels)).convert("L")
-    shown = to_bytes(apply_voi_lut(apply_modality_lut(pixels, dataset), dataset))
+        return Image.fromarray(to_bytes(pixels, pixels.min(), pixels.max())).convert("L")
+    values = apply_modality_lut(pixels, dataset)
+    ends = np.array([values.min(), values.max()])
+    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+        ends = apply_voi_lut(np.array([-2**31, 2**31 - 1], values.dtype if values.dtype.kind == "f" else np.int64), dataset)
+    shown = to_bytes(apply_voi_lut(values, dataset), *ends)
     return Image.fromarray(255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown)
 
 
-def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Any numbers, stretched from the lowest to the highest, as uint8."""
-    low, high = float(pixels.min()), float(pixels.max())
-    return ((pixels.astype(float) - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
+def to_bytes(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Numbers from `low` to `high` as uint8 from 0 to 255."""
+    return ((pixels.astype(float) - float(low)) * (255 / max(float(high) - float(low), 1e-9)) + 0.5).astype(np.uint8)
 
 
 def is_colour(data: bytes) -> bool:

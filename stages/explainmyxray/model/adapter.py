@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from string import Template
 
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
+from explainmyxray.model.base import hub_errors
 
 CARD = Path(__file__).with_name("card.md")
 
@@ -23,20 +26,32 @@ def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftMode
         raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None
 
 
+def adapter_folder(adapter: str) -> str:
+    """`adapter` itself where it is a folder; else its copy from the hub, safetensors alone. Raises UserError where it is neither."""
+    if Path(adapter).is_dir():
+        return adapter
+    with hub_errors(adapter, "--adapter"):
+        return snapshot_download(adapter, allow_patterns=["*.json", "*.safetensors"])
+
+
 def load_adapter(base, folder: str | Path) -> PeftModel:
-    """`base` with the adapter in `folder`, frozen. Raises UserError where it does not fit."""
+    """`base` with the adapter in `folder`, frozen. Raises UserError where there are no safetensors, or where they do not fit."""
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():   # PEFT would go on to a pickle
+        raise UserError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}: run `dvc repro train_qlora`")
     try:
         return PeftModel.from_pretrained(base, str(folder)).eval()
     except RuntimeError:   # sizes that do not match
-        raise UserError(f"{folder} was tuned on another base than model.id: run `dvc repro train_qlora`") from None
+        raise UserError(f"{folder} does not fit the base that it names: run `dvc repro train_qlora`") from None
 
 
-def tuned_base(adapter: str | Path, model: settings.Model) -> settings.Model:
-    """`model` with the id and the commit of the base that the adapter in a folder, or with a hub id, was tuned on."""
+def tuned_base(folder: str | Path, model: settings.Model) -> settings.Model:
+    """`model` with the id and the commit of the base that the adapter in `folder` was tuned on."""
     try:
-        config = PeftConfig.from_pretrained(str(adapter))
+        config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"{adapter} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
+    if not config.base_model_name_or_path:
+        raise UserError(f"{folder} does not say which base it was tuned on (base_model_name_or_path in its adapter_config.json)")
     return model.model_copy(update={"id": config.base_model_name_or_path, "revision": config.revision})
 
 

@@ -52,14 +52,14 @@ def check_base(model: settings.Model) -> settings.Model:
         return model.model_copy(update={"revision": None})
     print(f"asking the hub for {model.id}", flush=True)   # without network the client tries for half a minute
     logging.set_verbosity_error()
-    with hub_errors(model):
+    with hub_errors(model.id, revision=model.revision):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
     _is_paligemma(model)
     return model.model_copy(update={"revision": Path(config).parent.name})   # the hub's cache names snapshots by commit
 
 
 def _is_paligemma(model: settings.Model) -> None:
-    with hub_errors(model):
+    with hub_errors(model.id, revision=model.revision):
         found = AutoConfig.from_pretrained(model.id, revision=model.revision).model_type
     if found != "paligemma":
         raise UserError(f"model.id: {model.id} is a {found} model; this pipeline tunes PaliGemma")
@@ -67,7 +67,7 @@ def _is_paligemma(model: settings.Model) -> None:
 
 def load_processor(model: settings.Model) -> PaliGemmaProcessor:
     """Tokenizer and image processor that belong to the base."""
-    with hub_errors(model):
+    with hub_errors(model.id, revision=model.revision):
         return AutoProcessor.from_pretrained(model.id, revision=model.revision)
 
 
@@ -80,7 +80,7 @@ def load_base(model: settings.Model, quantization: settings.Quantization) -> Pal
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=dtype,
     )
-    with hub_errors(model), gpu_memory():
+    with hub_errors(model.id, revision=model.revision), gpu_memory():
         base = PaliGemmaForConditionalGeneration.from_pretrained(
             model.id, revision=model.revision, dtype=dtype, use_safetensors=True, device_map={"": device()},
             quantization_config=four_bit if quantization.load_in_4bit else None,
@@ -90,33 +90,33 @@ def load_base(model: settings.Model, quantization: settings.Quantization) -> Pal
 
 
 @contextmanager
-def hub_errors(model: settings.Model):
-    """Turn what the hub's client raises into one line that says what to do."""
-    page = f"https://huggingface.co/{model.id}"
+def hub_errors(name: str, setting: str = "model.id", revision: str | None = None):
+    """Turn what the hub's client raises about the repository `name`, which `setting` asked for, into one line that says what to do."""
+    page = f"https://huggingface.co/{name}"
     try:
         yield
     except GatedRepoError:
-        raise UserError(f"model.id: {model.id} asks for its licence to be accepted: do so on {page}, then run "
+        raise UserError(f"{setting}: {name} asks for its licence to be accepted: do so on {page}, then run "
                         "`hf auth login` or set HF_TOKEN to a token of the same account") from None
     except RevisionNotFoundError:
-        raise UserError(f"model.revision: {model.id} has no revision {model.revision}") from None
+        raise UserError(f"model.revision: {name} has no revision {revision}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"model.id: there is no model {model.id}, neither a folder here nor on the hub: check its spelling "
+        raise UserError(f"{setting}: there is no model {name}, neither a folder here nor on the hub: check its spelling "
                         "(a private one needs HF_TOKEN)") from None
     except HFValidationError:
-        raise UserError(f"model.id: {model.id} is neither a folder here nor the id of a model on the hub") from None
+        raise UserError(f"{setting}: {name} is neither a folder here nor the id of a model on the hub") from None
     except LocalEntryNotFoundError:
-        raise UserError(f"model.id: {model.id} is no folder here, is not in the local cache, and the hub cannot be reached: "
+        raise UserError(f"{setting}: {name} is no folder here, is not in the local cache, and the hub cannot be reached: "
                         "check the network (and HF_HUB_OFFLINE), or the spelling") from None
     except EntryNotFoundError as error:
-        raise UserError(f"model.id: {model.id} lacks a file: {_first_line(error)}") from None
+        raise UserError(f"{setting}: {name} lacks a file: {_first_line(error)}") from None
     except HfHubHTTPError as error:
-        raise UserError(f"model.id: the hub did not give {model.id}: {_first_line(error)}") from None
+        raise UserError(f"{setting}: the hub did not give {name}: {_first_line(error)}") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
         if isinstance(error.__cause__, (HfHubHTTPError, LocalEntryNotFoundError)):
-            with hub_errors(model):   # transformers wraps the client's errors
+            with hub_errors(name, setting, revision):   # transformers wraps the client's errors
                 raise error.__cause__
-        raise UserError(f"model.id: {model.id} cannot be loaded: {_first_line(error)}") from None
+        raise UserError(f"{setting}: {name} cannot be loaded: {_first_line(error)}") from None
 
 
 @contextmanager

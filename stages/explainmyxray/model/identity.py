@@ -18,7 +18,7 @@ def run_identity(s: settings.Settings, tables: list[Path], images: list[Path], b
     digest = hashlib.sha256()
     chosen = {name: getattr(s, name).model_dump() for name in ("model", "quantization", "lora", "augment", "train")}
     versions = [version(name) for name in LIBRARIES]
-    digest.update(json.dumps([s.seed, s.data.image_size, chosen, base_commit, versions, device().type]).encode())
+    digest.update(json.dumps([s.data.image_size, chosen, base_commit, versions, device().type]).encode())
     base = sorted(path for path in Path(s.model.id).glob("*") if path.suffix in (".json", ".safetensors"))
     if missing := [str(path) for path in images if not path.is_file()]:
         raise UserError(f"{len(missing)} prepared images are missing, {missing[0]} first: run `dvc repro --force fetch`")

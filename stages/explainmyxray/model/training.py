@@ -47,7 +47,7 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
 
     Goes on from the last whole checkpoint in `checkpoints`, if there is one. Leaves the best adapter in `model`.
     """
-    training = ReportDataset(rows["train"], images, processor, s.model.max_length, s.augment, s.seed)
+    training = ReportDataset(rows["train"], images, processor, s.model.max_length, s.augment, s.train.seed)
     validation = ReportDataset(rows["val"], images, processor, s.model.max_length)
     report_cut(training, s.model.max_length)
     trainer = ReportTrainer(
@@ -64,11 +64,11 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
         trainer.remove_callback(Progress)
         measured = trainer.evaluate()["eval_loss"]
     check_best(trainer, measured)
-    percentiles = np.percentile(training.tokens, (50, 95, 100), method="higher")
+    percentiles = np.percentile(training.tokens, (50, 95), method="higher")
     return {
         "train_loss": train_loss(trainer), "eval_loss": measured, "best_step": best_step(trainer), "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch), "longest_sequence": training.longest, "reports_cut": training.cut + validation.cut,
-        "report_tokens": {name: int(count) for name, count in zip(("median", "p95", "longest"), percentiles)},
+        "report_tokens": {name: int(count) for name, count in zip(("median", "p95"), percentiles)},
     }
 
 
@@ -87,7 +87,7 @@ def arguments(s: settings.Settings, checkpoints: Path) -> TrainingArguments:
         logging_steps=math.gcd(10, s.train.eval_steps),   # so that a checkpoint never falls between two log entries
         restore_callback_states_from_checkpoint=True,     # the patience already spent
         gradient_checkpointing_kwargs={"use_reentrant": False}, remove_unused_columns=False, label_names=["labels"],
-        seed=s.seed, data_seed=s.seed, report_to="none", disable_tqdm=True, log_level="error", dataloader_pin_memory=on_gpu,
+        data_seed=s.train.seed, report_to="none", disable_tqdm=True, log_level="error", dataloader_pin_memory=on_gpu,
         dataloader_prefetch_factor=2 if s.train.dataloader_num_workers else None,
     )
 
