@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
     parser.add_argument("--name", help="what to call REV_A in the table (default: REV_A)")
     options = parser.parse_args()
+    if options.samples < 1:
+        parser.error("--samples: at least 1")
     left, right = predictions(options.before), predictions(options.after)
     before, after = shared(left, right)
     table = compare(before, after, options.samples, load_settings().seed)

@@ -60,7 +60,7 @@ def load(adapter: str, samples: int) -> Explainer:
     """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
     logging.set_verbosity_error()
     settings = load_settings()
-    folder = adapter_folder(adapter)
+    folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
     base = check_base(tuned_base(folder, settings.model))
     model = load_adapter(load_base(base, settings.quantization), folder)
     return Explainer(model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples)

@@ -13,6 +13,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.datasets import load_sample_image
 
+from explainmyxray.errors import UserError
 from explainmyxray.explaining.films import files, is_colour, open_film
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import phantom
@@ -71,6 +72,16 @@ def test_a_dicom_window_cuts_off_what_lies_outside_it(film):
     assert (shown[values < 1490] == 0).all() and (shown[values > 2510] == 255).all()
 
 
+@pytest.mark.parametrize("header", [
+    {"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 100}, {"WindowWidth": ""},
+    {"RescaleSlope": -1, "RescaleIntercept": 255, "PhotometricInterpretation": "MONOCHROME1"},
+    {"RescaleSlope": -1, "RescaleIntercept": 255, "PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 128, "WindowWidth": 256},
+])
+def test_an_empty_window_and_a_falling_slope_leave_a_film(film, header):
+    shown, plain = (np.asarray(open_film(dicom(np.asarray(film), 8, **each)), float) for each in (header, {}))
+    assert np.abs(shown - plain).max() <= 2 or np.corrcoef(shown.ravel(), plain.ravel())[0, 1] > 0.999
+
+
 def test_monochrome1_is_turned_and_the_first_of_many_frames_is_taken(film):
     pixels = np.asarray(film)
     turned = open_film(dicom(255 - pixels, 8, PhotometricInterpretation="MONOCHROME1"))
@@ -124,7 +135,7 @@ def folder(finished, tmp_path, film, monkeypatch) -> Path:
     monkeypatch.chdir(finished)
     (tmp_path / "films/more").mkdir(parents=True)
     (tmp_path / "films/a.png").write_bytes(png(film))
-    (tmp_path / "films/more/b.dcm").write_bytes(dicom(np.asarray(film), 8))
+    (tmp_path / "films/more/IM00001").write_bytes(dicom(np.asarray(film), 8))
     (tmp_path / "films/c.jpg").write_bytes(b"torn")
     (tmp_path / "films/d.png").write_bytes(png(Image.fromarray(load_sample_image("china.jpg"))))
     (tmp_path / "films/e.png").write_bytes(png(Image.new("L", (300, 200), 7)))
@@ -141,7 +152,7 @@ def explain(monkeypatch, capsys, *arguments) -> str:
 
 def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
     told = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
-    assert [Path(each["image"]).name for each in told] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "b.dcm"]
+    assert [Path(each["image"]).name for each in told] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "IM00001"]
     a, c, d, e, f, b = told
     assert a["report"] and 0 < a["certainty"] < 1 and set(a["probabilities"]) == set(FINDINGS)
     assert all(share * 4 == int(share * 4) for share in a["probabilities"].values())
@@ -151,9 +162,9 @@ def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
 
 
 def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monkeypatch, capsys):
-    table = pd.read_csv(io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/b.dcm", "--csv")))
+    table = pd.read_csv(io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", "--csv")))
     assert list(table.columns[:4]) == ["image", "report", "findings", "certainty"] and set(FINDINGS) < set(table.columns)
-    text = explain(monkeypatch, capsys, folder / "a.png", folder / "more/b.dcm", folder / "f.png")
+    text = explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", folder / "f.png")
     assert table["report"][0] in text and "not a medical device" in text and "WARNING: the image is unlike" in text
     everything = text + table.to_csv()
     assert not any(secret in everything for secret in ("Doe", "Jane", "4711", "1999"))
@@ -167,9 +178,7 @@ def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder,
 
 
 def test_files_of_a_folder_and_none_at_all(folder):
-    assert [path.name for path in files([folder])] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "b.dcm"]
-    from explainmyxray.errors import UserError
-
+    assert [path.name for path in files([folder])] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "IM00001"]
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no image"):
         files([folder / "empty"])

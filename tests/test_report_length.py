@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import requests
 from tokenizers import Tokenizer
-from test_reports import real_combinations
+from test_reports import NIH, real_combinations
 
 from explainmyxray.outputs import replacing
 from explainmyxray.reports.writer import load_bank, write
@@ -40,6 +40,8 @@ def gemma(pytestconfig) -> Tokenizer:
 
 def test_every_report_fits_beside_its_image(gemma):
     """All label combinations of the real label file, each in its longest wording."""
+    if not NIH.exists():
+        pytest.skip(f"{NIH} is not here")
     bank, settings = load_bank(), load_settings()
     tokens = cache(lambda text: len(gemma.encode(text, add_special_tokens=False).ids))
 

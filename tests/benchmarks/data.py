@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -79,23 +78,24 @@ def fetching(folder: Path, count: int) -> dict[str, float]:
     """`fetch` of `count` phantoms in a process of its own, then DVC's first look at the images, then its second."""
     folder.mkdir()
     write_params(folder, {"data": {"phantom": {"count": count}}})
-    row = {"films": count, "fetch_s": run(folder, sys.executable, ROOT / "stages/fetch.py")}
-    row["films_per_s"] = count / row["fetch_s"]
-    row["peak_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024   # of the largest process so far
+    seconds, peak = run(folder, sys.executable, ROOT / "stages/fetch.py")
+    row = {"films": count, "fetch_s": seconds, "films_per_s": count / seconds, "peak_mib": peak}
     run(folder, "git", "init", "-q")
     run(folder, sys.executable, "-m", "dvc", "init", "-q")
-    row["dvc_add_s"] = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")
-    row["dvc_status_s"] = run(folder, sys.executable, "-m", "dvc", "status", "-q")
+    row["dvc_add_s"] = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")[0]
+    row["dvc_status_s"] = run(folder, sys.executable, "-m", "dvc", "status", "-q")[0]
     row["mb"] = sum(path.stat().st_size for path in (folder / "data/images").rglob("*.png")) / 1e6
     return row
 
 
-def run(folder: Path, *command) -> float:
-    """Seconds that a command takes."""
+def run(folder: Path, *command) -> tuple[float, float]:
+    """Seconds that a command takes, and the MiB of its largest process."""
     started = time.perf_counter()
-    subprocess.run([str(part) for part in command], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                   env=os.environ | {"PYTHONWARNINGS": "ignore"})
-    return time.perf_counter() - started
+    process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(map(str, command))} failed in {folder}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, apply_windowing, pixel_array
 
 from explainmyxray.errors import UserError
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES, MAX_PIXELS, BadImage, decode
@@ -22,18 +23,25 @@ COLOUR = 12   # grey levels by which the channels of a grey picture may differ o
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and those with a known suffix in the folders named, sorted. Raises UserError where there is none."""
+    """The files named, and in the folders named those with a known suffix or a DICOM beginning, sorted. Raises UserError where there is none."""
     found = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found += sorted(file for file in path.rglob("*") if file.is_file() and _looks_like_one(file))
         else:
             found.append(path)
-    if missing := [path for path in found if not path.is_file()]:
-        raise UserError(f"{missing[0]} is no file")
+    if missing := [path for path in found if not (path.is_file() and os.access(path, os.R_OK))]:
+        raise UserError(f"{missing[0]} is no file that can be read")
     if not found:
         raise UserError(f"no image: name a file, or a folder with {', '.join(sorted(SUFFIXES))} in it")
     return found
+
+
+def _looks_like_one(file: Path) -> bool:
+    if file.suffix.lower() in SUFFIXES or not os.access(file, os.R_OK):
+        return file.suffix.lower() in SUFFIXES
+    with file.open("rb") as start:
+        return start.read(132)[128:] == b"DICM"   # as on a hospital's CD, where files have no suffix
 
 
 def open_film(data: bytes) -> Image.Image:
@@ -48,7 +56,7 @@ def decode_dicom(data: bytes) -> Image.Image:
 
     DICOM PS3.3, C.11.1 (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises BadImage.
     """
-    if DEFLATED in data[132:1024]:   # pydicom unpacks it whole before a size can be looked at, and no film comes so
+    if DEFLATED in data[132:2**20]:   # pydicom unpacks it whole before a size can be looked at, and no film comes so
         raise BadImage("unknown_compression")
     try:
         with warnings.catch_warnings():
@@ -71,16 +79,22 @@ def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
     if pixels.ndim == 3:
         return Image.fromarray(to_bytes(pixels, pixels.min(), pixels.max())).convert("L")
     values = apply_modality_lut(pixels, dataset)
-    ends = np.array([values.min(), values.max()])
-    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
-        ends = apply_voi_lut(np.array([-2**31, 2**31 - 1], values.dtype if values.dtype.kind == "f" else np.int64), dataset)
-    shown = to_bytes(apply_voi_lut(values, dataset), *ends)
+    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:   # there, and not left empty
+        ends = apply_windowing(np.array([-2.0**31, 2.0**31]), dataset)   # what lies far outside the window becomes its ends
+        values = apply_windowing(values, dataset)
+        if ends[0] > ends[1]:   # pydicom turns grey around where the rescale slope falls
+            values = ends.sum() - values
+    else:
+        values = apply_voi_lut(values, dataset)
+        ends = values
+    shown = to_bytes(values, ends.min(), ends.max())
     return Image.fromarray(255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown)
 
 
 def to_bytes(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Numbers from `low` to `high` as uint8 from 0 to 255."""
-    return ((pixels.astype(float) - float(low)) * (255 / max(float(high) - float(low), 1e-9)) + 0.5).astype(np.uint8)
+    share = (pixels.astype(float) - float(low)) / max(float(high) - float(low), 1e-9)
+    return (share.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def is_colour(data: bytes) -> bool:

@@ -46,6 +46,8 @@ def load_adapter(base, folder: str | Path) -> PeftModel:
 
 def tuned_base(folder: str | Path, model: settings.Model) -> settings.Model:
     """`model` with the id and the commit of the base that the adapter in `folder` was tuned on."""
+    if not Path(folder).is_dir():   # PEFT would ask the hub for it
+        raise UserError(f"{folder} is missing: run `dvc repro train_qlora`")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
