@@ -3,8 +3,8 @@
     cd models/tiny-paligemma && dvc repro
 
 It stands for what PaliGemma's own pretraining gives, so that the pipeline runs anywhere: the tokenizer is learnt from
-`corpus.yaml`, then tower, projector and language model are trained together to caption and describe phantoms and to answer
-questions about them. Neither the report templates nor the pipeline's phantoms are ever seen.
+`corpus.yaml`, the tower learns to tell the findings of phantoms, and projector and language model learn to caption and describe
+what it sees and to answer questions about it. Neither the report templates nor the pipeline's phantoms are ever seen.
 """
 
 import json
@@ -12,7 +12,10 @@ import math
 import os
 import random
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +40,15 @@ from explainmyxray.studies import split_labels  # noqa: E402
 FINDINGS = tuple(english.CORPUS["findings"])
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt in one part of pretraining: `loss` of rows of the data trains `learners`."""
+
+    name: str
+    learners: list[torch.nn.Module]
+    loss: Callable[[np.ndarray], torch.Tensor]
+
+
 def main() -> None:
     params = YAML(typ="safe").load(HERE / "params.yaml")
     torch.manual_seed(params["seed"])
@@ -46,8 +58,9 @@ def main() -> None:
     images, findings = draw_phantoms(params)
     held_out = len(images) // 50
     figures = train(model, processor, images[held_out:], findings[held_out:], params)
-    figures |= check(model, processor, images[:held_out], findings[:held_out], params)
     rescale(model, params["norm_scale"])
+    model.to(torch.bfloat16).float()   # as it will be loaded
+    figures |= check(model, processor, images[:held_out], findings[:held_out], params)
     save(model, processor)
     (HERE / "pretrain.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
@@ -60,7 +73,8 @@ def make_processor(params: dict) -> PaliGemmaProcessor:
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     rng = random.Random(params["seed"])
     combinations = [split_labels(labels) for labels in phantom.MIX]
-    lessons = (part for _ in range(200) for each in combinations for part in english.lesson(each, rng))
+    lessons = (part for _ in range(200) for each in combinations for task in params["speak"]["tasks"]
+               for part in english.lesson(task, each, rng))
     learner.train_from_iterator(lessons, trainers.BpeTrainer(
         vocab_size=params["tokenizer"]["vocab_size"], show_progress=False,
         initial_alphabet=["\n", *map(chr, range(33, 127))],
@@ -112,56 +126,62 @@ def _draw(film: phantom.PhantomFilm) -> np.ndarray:
 
 
 def train(model, processor, images, findings, params: dict) -> dict[str, float]:
-    """The tower learns to tell the findings, the whole model to speak of them, the language model to be right about them.
+    """Two rounds: the tower learns to tell the findings, then projector and language model, on its features, to speak of them.
 
-    The last part is nearly free: the tower stays as it is, so its features are computed once.
+    The tower stays as it is while they do, so that each image passes through it once a round. The second round shows turned and
+    unevenly exposed films, as tuning does, and asks for more short answers: most tokens of a description say nothing of the image.
     """
     torch.manual_seed(params["seed"])
-    rng, picks = random.Random(params["seed"]), np.random.default_rng(params["seed"])
+    picks = np.random.default_rng(params["seed"])
+    losses = {}
+    for see, speak in (("see", "speak"), ("see_turned", "drill")):
+        look = partial(to_pixels, rng=picks, **params[see].get("augment", {}))
+        losses[f"{see}_loss"] = optimise(recognition(see, model, images, findings, look), params[see], len(images), picks)
+        features = tower_features(model, images, look)
+        losses[f"{speak}_loss"] = optimise(speech(speak, model, processor, features, findings, params), params[speak], len(images), picks)
+    return losses
+
+
+def recognition(name: str, model, images, findings, look) -> Lesson:
+    """Rows to the binary cross-entropy of their findings, told from the tower's mean feature."""
     head = torch.nn.Linear(model.config.vision_config.hidden_size, len(FINDINGS))   # left behind after pretraining
     targets = torch.tensor([[name in each for name in FINDINGS] for each in findings], dtype=torch.float32)
 
-    def see(rows):
-        features = model.model.vision_tower(to_pixels(images[rows], picks)).last_hidden_state
-        return recognition_loss(head, features, targets[rows])
+    def loss(rows):
+        features = model.model.vision_tower(look(images[rows])).last_hidden_state
+        return F.binary_cross_entropy_with_logits(head(features.mean(1)), targets[rows])
 
-    def speak(rows):
-        lessons = [english.lesson(findings[row], rng) for row in rows]
-        seen = model.model.get_image_features(to_pixels(images[rows], picks))
-        return text_loss(model, processor, seen, lessons) + recognition_loss(head, seen.last_hidden_state, targets[rows])
+    return Lesson(name, [model.model.vision_tower, head], loss)
 
-    def drill(rows):
-        task = rng.choices(list(params["tasks"]), list(params["tasks"].values()))[0]   # one a batch: texts of about one length
-        lessons = [english.drill(task, findings[row], rng) for row in rows]
+
+def speech(name: str, model, processor, features, findings, params: dict) -> Lesson:
+    """Rows to the cross-entropy of a text about each, all of one task so that they are of about one length."""
+    tasks, rng = params[name]["tasks"], random.Random(params["seed"])
+
+    def loss(rows):
+        task = rng.choices(list(tasks), list(tasks.values()))[0]
         seen = SimpleNamespace(pooler_output=model.model.multi_modal_projector(features[rows].float()))
-        return text_loss(model, processor, seen, lessons)
+        return text_loss(model, processor, seen, [english.lesson(task, findings[row], rng) for row in rows])
 
-    model.train()
-    figures = {
-        "see_loss": optimise(see, [*model.model.vision_tower.parameters(), *head.parameters()], params["see"], len(images), picks),
-        "speak_loss": optimise(speak, [*model.parameters(), *head.parameters()], params["speak"], len(images), picks),
-    }
-    features = tower_features(model, images)
-    rng, picks = random.Random(params["seed"]), np.random.default_rng(params["seed"])
-    learning = [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters()]
-    return figures | {"drill_loss": optimise(drill, learning, params["drill"], len(images), picks)}
+    return Lesson(name, [model.model.multi_modal_projector, model.model.language_model], loss)
 
 
 @torch.inference_mode()
-def tower_features(model, images: np.ndarray) -> torch.Tensor:
+def tower_features(model, images: np.ndarray, look) -> torch.Tensor:
     """(n, patches, hidden) of the tower, in half precision to save memory."""
     starts = tqdm(range(0, len(images), 128), desc="features", mininterval=10)
-    return torch.cat([model.model.vision_tower(to_pixels(images[start:start + 128])).last_hidden_state.half() for start in starts])
+    return torch.cat([model.model.vision_tower(look(images[start:start + 128])).last_hidden_state.half() for start in starts])
 
 
-def optimise(loss_of, parameters: list, settings: dict, count: int, picks: np.random.Generator) -> float:
+def optimise(lesson: Lesson, settings: dict, count: int, picks: np.random.Generator) -> float:
     """AdamW with warm-up and a cosine over random rows; returns the smoothed last loss."""
+    parameters = [each for part in lesson.learners for each in part.train().parameters()]
     optimizer = torch.optim.AdamW(parameters, settings["learning_rate"], (0.9, 0.98), weight_decay=0.05, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings["warmup_steps"], settings["steps"])
     recent = None
-    with tqdm(range(settings["steps"]), desc=loss_of.__name__, mininterval=10) as progress:
+    with tqdm(range(settings["steps"]), desc=lesson.name, mininterval=10) as progress:
         for _ in progress:
-            loss = loss_of(picks.integers(count, size=settings["batch_size"]))
+            loss = lesson.loss(picks.integers(count, size=settings["batch_size"]))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -170,11 +190,6 @@ def optimise(loss_of, parameters: list, settings: dict, count: int, picks: np.ra
             recent = loss.item() if recent is None else 0.98 * recent + 0.02 * loss.item()
             progress.set_postfix_str(f"loss {recent:.4f}", refresh=False)
     return round(recent, 4)
-
-
-def recognition_loss(head, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of the findings, told from the tower's mean feature."""
-    return F.binary_cross_entropy_with_logits(head(features.mean(1)), targets)
 
 
 def text_loss(model, processor, seen, lessons: list[tuple[str, str]]) -> torch.Tensor:
@@ -195,14 +210,26 @@ def text_loss(model, processor, seen, lessons: list[tuple[str, str]]) -> torch.T
     return F.cross_entropy(model.lm_head(hidden[:, :-1][spoken]), ids[:, 1:][spoken])
 
 
-def to_pixels(images: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
-    """(n, side, side) bytes as (n, 3, side, side) from -1 to 1; with `rng`, mirrored and shifted at random."""
-    pixels = torch.from_numpy(images).float().div(127.5).sub(1)
+def to_pixels(images: np.ndarray, rng: np.random.Generator | None = None, rotation: float = 0, exposure: float = 0) -> torch.Tensor:
+    """(n, side, side) bytes as (n, 3, side, side) from -1 to 1.
+
+    With `rng`, mirrored and shifted at random, turned by up to `rotation` degrees (what comes in is black), and brighter
+    or darker, with more or less contrast, by a share of up to `exposure`.
+    """
+    pixels = torch.from_numpy(images).float().div(255)
     if rng is not None:
         mirrored = torch.from_numpy(rng.random(len(pixels)) < 0.5)
         pixels[mirrored] = pixels[mirrored].flip(-1)
         pixels = pixels.roll(tuple(int(n) for n in rng.integers(-8, 9, 2)), (1, 2))
-    return pixels[:, None].expand(-1, 3, -1, -1)
+    if rotation or exposure:
+        angle = torch.from_numpy(rng.uniform(-rotation, rotation, len(pixels))).float().deg2rad()
+        brightness, contrast = torch.from_numpy(rng.uniform(1 - exposure, 1 + exposure, (2, len(pixels), 1, 1))).float()
+        turn = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1).view(-1, 2, 3)
+        grid = F.affine_grid(turn, (len(pixels), 1, *pixels.shape[1:]), align_corners=False)
+        pixels = F.grid_sample(pixels[:, None], grid, align_corners=False)[:, 0] * brightness
+        mean = pixels.mean((1, 2), keepdim=True)
+        pixels = ((pixels - mean) * contrast + mean).clamp(0, 1)
+    return pixels.mul(2).sub(1)[:, None].expand(-1, 3, -1, -1)
 
 
 @torch.inference_mode()
@@ -241,13 +268,6 @@ def rescale(model, factor: float) -> None:
             norm.weight.copy_((1 + norm.weight) * factor - 1)   # Gemma's norm multiplies by 1 + weight
             _divide(users, factor)
         _widen(layer.self_attn.v_proj, layer.self_attn.o_proj, factor)
-    for layer in model.model.vision_tower.encoder.layers:
-        attention = layer.self_attn
-        for norm, users in ((layer.layer_norm1, (attention.q_proj, attention.k_proj, attention.v_proj)),
-                            (layer.layer_norm2, (layer.mlp.fc1,))):
-            norm.weight.mul_(factor)
-            norm.bias.mul_(factor)
-            _divide(users, factor)
 
 
 def _divide(projections, factor: float) -> None:
