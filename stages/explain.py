@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,7 +44,9 @@ def main() -> None:
     form.add_argument("--csv", action="store_true", help="a table with a column a finding")
     options = parser.parse_args()
     paths = files(options.images)
-    explained = load(options.adapter, max(options.samples, 0)).explain((str(path), read(path)) for path in paths)
+    with redirect_stdout(sys.stderr):   # what loading says is no part of a table
+        explainer = load(options.adapter, max(options.samples, 0))
+    explained = explainer.explain((str(path), read(path)) for path in paths)
     told = []
     for each in tqdm(explained, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
         told.append(each)

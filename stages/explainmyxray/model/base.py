@@ -3,7 +3,6 @@
 One path for a folder in the repository and for a hub id; weights come from safetensors only and no remote code runs.
 """
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def check_base(model: settings.Model) -> settings.Model:
             raise UserError(f"model.id: the folder {model.id} holds no model (no config.json)")
         _is_paligemma(model)
         return model.model_copy(update={"revision": None})
-    print(f"asking the hub for {model.id}", file=sys.stderr, flush=True)   # without network the client tries for half a minute
+    print(f"asking the hub for {model.id}", flush=True)   # without network the client tries for half a minute
     logging.set_verbosity_error()
     with hub_errors(model.id, revision=model.revision):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
