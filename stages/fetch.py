@@ -108,7 +108,7 @@ def prepare(film: sources.Film, size: int) -> tuple[str, bytes, bytes] | str:
 def summary(figures: dict) -> Iterator[str]:
     """The figures for a person: a line a data set, with what was dropped and why."""
     for name, account in figures.items():
-        if name not in ("images", "patients", "near_copies"):
+        if isinstance(account, dict) and "images_kept" in account:
             reasons = {key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key}
             reasons |= reasons.pop("bad", {})
             dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)

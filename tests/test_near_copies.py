@@ -30,12 +30,18 @@ def distance(one: bytes, other: bytes) -> int:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """The hashes of the 1,739 real films at 224 pixels, and of the 60 that are there in their original size too."""
+def films() -> dict[str, dict[str, Image.Image]]:
+    """The 1,739 real films at 224 pixels (`train`), and the 60 that are there in their original size too (`originals`)."""
     if not REAL.exists():
         pytest.skip(f"{REAL} is not here")
-    hashed = [{path.stem: prepared(decode(path.read_bytes())) for path in sorted((REAL / part).rglob("*.jpeg"))}
-              for part in ("train", "originals")]
+    return {part: {path.stem: decode(path.read_bytes()) for path in sorted((REAL / part).rglob("*.jpeg"))}
+            for part in ("train", "originals")}
+
+
+@pytest.fixture(scope="module")
+def real(films) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The hashes of both."""
+    hashed = [{name: prepared(image) for name, image in part.items()} for part in films.values()]
     return hashed[0], hashed[1]
 
 
@@ -49,10 +55,10 @@ def test_every_real_film_is_found_beside_its_original(real):
         assert found[name] == found[f"original {name}"] != ""
 
 
-def test_no_two_different_real_films_are_taken_for_copies(real):
+def test_no_two_different_real_films_are_taken_for_copies(real, films):
     """Nine pairs among the 1,739 are near copies: all nine have the same pixels."""
     small, _ = real
-    pixels = {name: decode(path.read_bytes()).tobytes() for path in (REAL / "train").rglob("*.jpeg") for name in [path.stem]}
+    pixels = {name: image.tobytes() for name, image in films["train"].items()}
     names = list(small)
     bits = np.array([np.frombuffer(small[name], np.uint64) for name in names])
     near, others = 0, []
@@ -66,12 +72,11 @@ def test_no_two_different_real_films_are_taken_for_copies(real):
     assert min(others) == 44
 
 
-def test_the_usual_64_bits_are_too_few(real):
+def test_the_usual_64_bits_are_too_few(films):
     """At the distance that finds all 60 copies, 64 bits take different films for copies too."""
-    short = {path: imagehash.phash(decode(path.read_bytes()).resize((224, 224), Image.Resampling.BICUBIC))
-             for part in ("train", "originals") for path in sorted((REAL / part).rglob("*.jpeg"))}
-    train = {path.stem: each for path, each in short.items() if "train" in path.parts}
-    needed = max(each - train[path.stem] for path, each in short.items() if "originals" in path.parts)
+    train, originals = ({name: imagehash.phash(image.resize((224, 224), Image.Resampling.BICUBIC)) for name, image in part.items()}
+                        for part in films.values())
+    needed = max(each - train[name] for name, each in originals.items())
     bits = np.array([each.hash.ravel() for each in train.values()])
     pairs = sum(int(((bits[place + 1:] != own).sum(1) <= needed).sum()) for place, own in enumerate(bits))
     assert pairs > 9   # the nine pairs of identical pixels, and others

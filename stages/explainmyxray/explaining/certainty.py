@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import PaliGemmaProcessor, set_seed
 
-from explainmyxray.model.batches import IGNORED, TrainingCollator, prompt_batch
+from explainmyxray.model.batches import IGNORED, TrainingCollator
+from explainmyxray.model.generation import write_texts
 from explainmyxray.model.loss import report_logits
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import present
@@ -26,13 +27,10 @@ def token_probability(model, processor: PaliGemmaProcessor, images: list[Image.I
     return [each.neg().exp().mean().item() for each in surprise]
 
 
-@torch.inference_mode()
 def finding_probabilities(model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int) -> dict[str, float]:
     """For each finding the share of `samples` reports, drawn at temperature 1 and of `longest` tokens at most, that name it."""
     set_seed(seed)
-    batch = {name: value.to(model.device) for name, value in prompt_batch([image], processor).items()}
-    tokens = model.generate(**batch, max_new_tokens=longest, do_sample=True, num_return_sequences=samples,
-                            temperature=1.0, top_k=0, top_p=1.0)
-    texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)
+    texts = write_texts(model, processor, [image], max_new_tokens=longest, do_sample=True, num_return_sequences=samples,
+                        temperature=1.0, top_k=0, top_p=1.0)
     named = [present(text) for text in texts]
     return {finding: sum(finding in each for each in named) / samples for finding in FINDINGS}

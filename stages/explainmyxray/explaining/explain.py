@@ -11,7 +11,7 @@ from explainmyxray.explaining.certainty import finding_probabilities, token_prob
 from explainmyxray.explaining.films import is_colour, open_film
 from explainmyxray.familiar import Familiar
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.generation import write_reports
+from explainmyxray.model.generation import greedy
 from explainmyxray.reports.labeler import present
 from explainmyxray.sources.archive import BadImage
 
@@ -50,21 +50,24 @@ class Explainer:
 
     @gpu_memory()
     def _batch(self, named: list[tuple[str, bytes]]) -> list[Explanation]:
-        told: list[Explanation | None] = []
-        films, places = [], []
-        for name, data in named:
-            try:
-                films.append(open_film(data).resize((self.side, self.side), Image.Resampling.BICUBIC))
-                places.append(len(told))
-                told.append(None)
-            except BadImage as bad:
-                told.append(Explanation(name, problem=f"not an image that can be used: {bad.reason.replace('_', ' ')}"))
-        reports = write_reports(self.model, self.processor, films, self.how) if films else []
-        certain = token_probability(self.model, self.processor, films, reports) if films else []
-        for place, film, report, certainty in zip(places, films, reports, certain):
-            name, data = named[place]
-            told[place] = Explanation(name, report, tuple(sorted(present(report))), certainty, self._sampled(film), self.doubt(data, film))
-        return told
+        opened = [self._open(*each) for each in named]
+        films = [each for each in opened if not isinstance(each, Explanation)]
+        if not films:
+            return opened
+        reports = greedy(self.model, self.processor, films, self.how)
+        written = zip(films, reports, token_probability(self.model, self.processor, films, reports))
+        return [each if isinstance(each, Explanation) else self._told(name, data, *next(written))
+                for (name, data), each in zip(named, opened)]
+
+    def _open(self, name: str, data: bytes) -> Image.Image | Explanation:
+        """The image as the model takes it, or why there is none."""
+        try:
+            return open_film(data).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        except BadImage as bad:
+            return Explanation(name, problem=f"not an image that can be used: {bad.reason.replace('_', ' ')}")
+
+    def _told(self, name: str, data: bytes, film: Image.Image, report: str, certainty: float) -> Explanation:
+        return Explanation(name, report, tuple(sorted(present(report))), certainty, self._sampled(film), self.doubt(data, film))
 
     def _sampled(self, film: Image.Image) -> dict[str, float] | None:
         if not self.samples:

@@ -38,8 +38,10 @@ def files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _looks_like_one(file: Path) -> bool:
-    if file.suffix.lower() in SUFFIXES or not os.access(file, os.R_OK):
-        return file.suffix.lower() in SUFFIXES
+    if file.suffix.lower() in SUFFIXES:
+        return True
+    if not os.access(file, os.R_OK):
+        return False
     with file.open("rb") as start:
         return start.read(132)[128:] == b"DICM"   # as on a hospital's CD, where files have no suffix
 

@@ -19,19 +19,21 @@ def generate(model, processor: PaliGemmaProcessor, images: Path, names: Sequence
     """One report an image, in order; generation ends at <eos> or after `how.max_new_tokens` tokens."""
     reports = []
     for chunk in chunks(images, names, how.batch_size, label):
-        reports += write_reports(model, processor, chunk, how)
+        reports += greedy(model, processor, chunk, how)
     return reports
 
 
+def greedy(model, processor: PaliGemmaProcessor, images: list[Image.Image], how: settings.Evaluate) -> list[str]:
+    """One report an image, all in one batch: the likeliest tokens, of `how.num_beams` beams."""
+    return write_texts(model, processor, images, max_new_tokens=how.max_new_tokens, num_beams=how.num_beams,
+                       do_sample=False, top_k=None, top_p=None, temperature=None)
+
+
 @torch.inference_mode()
-def write_reports(model, processor: PaliGemmaProcessor, images: list[Image.Image], how: settings.Evaluate) -> list[str]:
-    """One report an image, all in one batch."""
+def write_texts(model, processor: PaliGemmaProcessor, images: list[Image.Image], **how) -> list[str]:
+    """What the model writes after image and prompt, all in one batch; `how` goes to transformers' `generate`."""
     batch = {name: value.to(model.device) for name, value in prompt_batch(images, processor).items()}
-    tokens = model.generate(
-        **batch, max_new_tokens=how.max_new_tokens, num_beams=how.num_beams, do_sample=False,
-        top_k=None, top_p=None, temperature=None,
-    )
-    written = tokens[:, batch["input_ids"].shape[1]:]
+    written = model.generate(**batch, **how)[:, batch["input_ids"].shape[1]:]
     return [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
 
 
