@@ -55,7 +55,7 @@ class ReportDataset(Dataset):
         image = open_image(self.images, self.names[row])
         if self.augment:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(hash((self.seed, self.epoch, row)))   # hashes of integers are the same everywhere
+                torch.default_generator.manual_seed(hash((self.seed, self.epoch, row)))   # of integers: the same everywhere
                 image = self.augment(image)   # of greyscale, a third of the work
         return image, self.reports[row]
 
