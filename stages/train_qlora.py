@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")   # the loader's processes are the parallelism
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")          # one process, one GPU: two would double the batch
 
+import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
 from transformers import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
@@ -23,7 +24,9 @@ from explainmyxray.model.adapter import add_lora, save_adapter, trainable  # noq
 from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
 from explainmyxray.model.batches import PROMPT, open_image  # noqa: E402
 from explainmyxray.model.identity import run_identity  # noqa: E402
-from explainmyxray.model.training import train  # noqa: E402
+from explainmyxray.model.memory import layers_kept, recompute  # noqa: E402
+from explainmyxray.model.processes import is_first, quiet_but_first, run_in_processes  # noqa: E402
+from explainmyxray.model.training import datasets, train  # noqa: E402
 from explainmyxray.outputs import replacing, rounded, write_metrics  # noqa: E402
 from explainmyxray.runtime import write_runtime  # noqa: E402
 from explainmyxray.settings import Settings, load_settings  # noqa: E402
@@ -33,8 +36,15 @@ SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models
 
 
 def main() -> None:
+    run_in_processes(train_adapter, load_settings().train.num_processes)
+
+
+@quiet_but_first()
+def train_adapter() -> None:
+    """What every process does; the first one writes."""
     settings = load_settings()
     logging.set_verbosity_error()
+    state = PartialState(cpu=not torch.cuda.is_available())   # finds the other processes and this one's GPU
     base = check_base(settings.model)
     tables = [SPLITS / f"{name}.csv" for name in ("train", "val")]
     rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
@@ -43,32 +53,42 @@ def main() -> None:
     set_seed(settings.train.seed)
     started = time.monotonic()
     processor = load_processor(base)
+    training, validation = datasets(processor, rows, IMAGES, settings)
+    kept = layers_kept(settings.model_copy(update={"model": base}), training.before, min(max(training.tokens), training.room))
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
+    recompute(model, kept)
     count, percent = trainable(model)
     print(f"LoRA trains {count:,} parameters, {percent:.4f} % of all", flush=True)
 
     images = [IMAGES / name for part in rows.values() for name in part["image"]]
     checkpoints = Path("models/checkpoints") / run_identity(settings, tables, images, str(base.revision))
-    figures = train(model, processor, rows, IMAGES, settings, checkpoints, Path("metrics/curves"))
+    figures = train(model, processor, training, validation, settings, checkpoints, Path("metrics/curves"))
     figures |= {"trainable_parameters": count, "trainable_percent": percent}
+    if is_first():
+        save(model, settings, base.revision, rows, figures)
+        write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
+        shutil.rmtree(checkpoints)
+        print(f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}", flush=True)
+    state.destroy_process_group()
 
+
+def save(model, settings: Settings, revision: str | None, rows: dict, figures: dict) -> None:
+    """The adapter with its card and what its images looked like, and the figures."""
     with replacing(ADAPTER) as folder:
-        save_adapter(model, folder, card_facts(settings, base.revision, rows, figures))
+        save_adapter(model, folder, card_facts(settings, revision, rows, figures))
         familiar.fit(*((open_image(IMAGES, name) for name in rows[part]["image"]) for part in ("train", "val"))).save(folder)
     write_metrics("metrics/train.json", figures)
-    write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
-    shutil.rmtree(checkpoints)
-    print(f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}", flush=True)
 
 
 def card_facts(settings: Settings, revision: str | None, rows: dict, figures: dict) -> dict:
     """What the model card says of this run."""
     lora, quantization = settings.lora, settings.quantization
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     return rounded(figures) | {
         "base": settings.model.id, "revision": revision or "in this repository", "prompt": PROMPT, "seed": settings.train.seed,
         "train_images": len(rows["train"]), "val_images": len(rows["val"]), "train_patients": rows["train"]["patient"].nunique(),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
-        "r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": ", ".join(lora.target_modules),
+        "r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": targets,
         "quantization": f"4 bits, {quantization.bnb_4bit_quant_type}" if quantization.load_in_4bit else "none",
     }
 

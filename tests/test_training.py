@@ -147,6 +147,18 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_old_adapter(work
     assert WEIGHTS.read_bytes() == b"the old one"
 
 
+def test_a_gradient_that_is_not_finite_stops_at_once(workspace, monkeypatch):
+    real = training.report_loss
+
+    def loss(model, batch, tokens=None):
+        weight = next(weight for weight in model.parameters() if weight.requires_grad)
+        return real(model, batch, tokens) + torch.sqrt(weight - weight.detach()).sum()   # 0, with the slope of a root at 0
+
+    monkeypatch.setattr(training, "report_loss", loss)
+    with pytest.raises(UserError, match=r"norm of the gradients is inf at step 1: try bfloat16"):
+        run_stage("train_qlora")
+
+
 def test_the_text_does_not_depend_on_the_batch_size(finished, workspace):
     (workspace / "models").symlink_to(finished / "models")
     write_params(workspace, SMALL, {"evaluate": {"batch_size": 5}})

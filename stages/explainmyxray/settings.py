@@ -78,7 +78,7 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     bias: Literal["none"]
     task_type: Literal["CAUSAL_LM"]
-    target_modules: Annotated[list[str], Field(min_length=1)]
+    target_modules: Annotated[list[str] | str, Field(min_length=1)]
 
 
 class Augment(Section):
@@ -89,6 +89,7 @@ class Augment(Section):
 
 class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    num_processes: Count
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
     learning_rate: Positive
@@ -100,7 +101,7 @@ class Train(Section):
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"]
     fp16: bool
     bf16: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
     dataloader_num_workers: Annotated[int, Field(ge=0)]
     eval_steps: Count
     save_steps: Count
@@ -116,6 +117,9 @@ class Train(Section):
             raise ValueError(f"save_steps ({self.save_steps}) is no multiple of eval_steps ({self.eval_steps})")
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: set one to false")
+        if self.gradient_accumulation_steps % self.num_processes:
+            raise ValueError(f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of num_processes "
+                             f"({self.num_processes}), which share the micro-batches of a step")
         return self
 
 

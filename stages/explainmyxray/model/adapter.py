@@ -1,6 +1,7 @@
 """The adapter: LoRA on a frozen base, saved as plain PEFT with a model card."""
 
 import json
+import warnings
 from pathlib import Path
 from string import Template
 
@@ -12,6 +13,7 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.base import hub_errors
 
+warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)   # PEFT's words; both are pinned
 CARD = Path(__file__).with_name("card.md")
 
 
@@ -20,7 +22,7 @@ def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftMode
     try:
         return get_peft_model(base, LoraConfig(
             r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias, task_type=lora.task_type,
-            target_modules=list(lora.target_modules), revision=revision,
+            target_modules=lora.target_modules, revision=revision,
         ))
     except ValueError as error:
         raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None

@@ -1,6 +1,5 @@
 """From rows of a split to batches: prepared images, one prompt, and the report as what is to be learnt."""
 
-import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -43,9 +42,9 @@ class ReportDataset(Dataset):
                  augment: settings.Augment | None = None, seed: int = 0):
         self.names, self.images, self.seed, self.epoch = list(rows["image"]), images, seed, 0
         self.reports, self.tokens = fit(list(rows["report"]), processor, max_length)
-        before = prompt_length(processor)
-        self.longest, self.cut = before + max(self.tokens), sum(before + each > max_length for each in self.tokens)
-        self.tokens_per_report = statistics.mean(min(each, max_length - before) for each in self.tokens)
+        self.before = prompt_length(processor)
+        self.room = max_length - self.before
+        self.longest, self.cut = self.before + max(self.tokens), sum(each > self.room for each in self.tokens)
         self.augment = augmentation(augment) if augment else None
 
     def __len__(self) -> int:

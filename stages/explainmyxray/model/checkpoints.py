@@ -9,13 +9,13 @@ from safetensors import safe_open
 from transformers.trainer_pt_utils import safe_globals
 
 
-def to_go_on_from(folder: Path) -> str | None:
-    """The last whole checkpoint in `folder` from which there is still something to do; None to start at the beginning.
+def to_go_on_from(folder: Path, processes: int = 1) -> str | None:
+    """The last whole checkpoint in `folder` of so many processes with something left to do; None to start at the beginning.
 
     A run killed after its last step goes on from the checkpoint before: Trainer would train on from a finished one.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        state = state_of(checkpoint)
+        state = state_of(checkpoint, processes)
         if state is None:
             print(f"{checkpoint} is torn: put away", flush=True)
             shutil.rmtree(checkpoint)
@@ -29,11 +29,12 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def state_of(checkpoint: Path) -> dict | None:
+def state_of(checkpoint: Path, processes: int) -> dict | None:
     """Trainer's state, where all that resuming reads can be read; None where something is torn."""
     try:
         with safe_globals():
-            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+            for name in ("optimizer.pt", "scheduler.pt", *random):
                 torch.load(checkpoint / name, weights_only=True, map_location="cpu")
         with safe_open(checkpoint / "adapter_model.safetensors", "pt") as weights:
             weights.keys()

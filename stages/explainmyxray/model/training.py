@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Subset
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.batches import ReportDataset, TrainingCollator
+from explainmyxray.model.batches import IGNORED, ReportDataset, TrainingCollator
 from explainmyxray.model.callbacks import Curves, EpochOfDataset, Progress, SaveBest
 from explainmyxray.model.checkpoints import to_go_on_from
 from explainmyxray.model.loss import report_loss
 
 
 class ReportTrainer(Trainer):
-    """`Trainer` with the report loss, averaged over all report tokens of a step, and a stop where it is not finite."""
+    """`Trainer` with the report loss, averaged over all report tokens of a step, and a stop where something is not finite."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -26,30 +28,54 @@ class ReportTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = report_loss(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            step = f"step {self.state.global_step + 1}" if model.training else f"the validation after step {self.state.global_step}"
+        self._stop_unless_finite("loss", loss)
+        return loss * self.accelerator.num_processes   # whose gradients are averaged, and the tokens are those of all
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        scaler = self.accelerator.scaler   # of fp16: it skips a step whose gradients overflow, and lowers its scale
+        if scaler is None or scaler.get_scale() <= 1:
+            self._stop_unless_finite("norm of the gradients", norm)
+        return norm
+
+    def _stop_unless_finite(self, what: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
             raise UserError(
-                f"the loss is {loss.item()} at {step}: try bfloat16 (train.bf16=true, train.fp16=false, "
-                "quantization.bnb_4bit_compute_dtype=bfloat16) where the GPU has it, or a lower train.learning_rate"
+                f"the {what} is {value.item()} at step {self.state.global_step + 1}: try bfloat16 (train.bf16=true, "
+                "train.fp16=false, quantization.bnb_4bit_compute_dtype=bfloat16) where the GPU has it, or a lower train.learning_rate"
             )
-        return loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss of a validation batch, without logits, weighted so that Trainer's mean over images is one over tokens."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            tokens = len(inputs["labels"]) * self.eval_dataset.tokens_per_report
-            return self.compute_loss(model, inputs, num_items_in_batch=tokens).detach(), None, None
+    @torch.inference_mode()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """The mean loss over all report tokens of the validation split; each process takes its share of the images."""
+        rank, processes, rows = self.accelerator.process_index, self.accelerator.num_processes, self.eval_dataset
+        loader = DataLoader(Subset(rows, range(rank, len(rows), processes)), self.args.eval_batch_size,
+                            collate_fn=self.data_collator, num_workers=self.args.dataloader_num_workers)
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in map(self._prepare_inputs, loader):
+            total += torch.stack([report_loss(self.model, batch, tokens=1), (batch["labels"] != IGNORED).sum()])
+        loss, tokens = self.accelerator.reduce(total)
+        self._stop_unless_finite("validation loss", loss)
+        metrics = {f"{metric_key_prefix}_loss": (loss / tokens).item()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
-def train(model, processor, rows: dict, images: Path, s: settings.Settings, checkpoints: Path, curves: Path) -> dict[str, float]:
-    """Train `model`'s adapter on `rows["train"]`, keep the best by `rows["val"]`, and return the figures of metrics/train.json.
+def datasets(processor, rows: dict, images: Path, s: settings.Settings) -> tuple[ReportDataset, ReportDataset]:
+    """What to train on, and what to validate on, without augmentation."""
+    training = ReportDataset(rows["train"], images, processor, s.model.max_length, s.augment, s.train.seed)
+    report_cut(training, s.model.max_length)
+    return training, ReportDataset(rows["val"], images, processor, s.model.max_length)
+
+
+def train(model, processor, training: ReportDataset, validation: ReportDataset, s: settings.Settings, checkpoints: Path,
+          curves: Path) -> dict[str, float]:
+    """Train `model`'s adapter on `training`, keep the best by `validation`, and return the figures of metrics/train.json.
 
     Goes on from the last whole checkpoint in `checkpoints`, if there is one. Leaves the best adapter in `model`.
     """
-    training = ReportDataset(rows["train"], images, processor, s.model.max_length, s.augment, s.train.seed)
-    validation = ReportDataset(rows["val"], images, processor, s.model.max_length)
-    report_cut(training, s.model.max_length)
     trainer = ReportTrainer(
         model, arguments(s, checkpoints), data_collator=TrainingCollator(processor), train_dataset=training, eval_dataset=validation,
         callbacks=[
@@ -59,7 +85,9 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
     )
     trainer.remove_callback(PrinterCallback)   # Progress prints instead
     with gpu_memory():
-        trainer.train(resume_from_checkpoint=to_go_on_from(checkpoints))
+        with trainer.accelerator.main_process_first():   # which puts torn ones away
+            checkpoint = to_go_on_from(checkpoints, trainer.accelerator.num_processes)
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.remove_callback(Curves)   # the next validation is a check, not a point of the curve
         trainer.remove_callback(Progress)
         measured = trainer.evaluate()["eval_loss"]
@@ -75,21 +103,32 @@ def train(model, processor, rows: dict, images: Path, s: settings.Settings, chec
 def arguments(s: settings.Settings, checkpoints: Path) -> TrainingArguments:
     """The `train` section in Trainer's own names; precision as far as the device has it."""
     on_gpu = torch.cuda.is_available()
-    warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)   # the version is pinned
     warnings.filterwarnings("ignore", "This DataLoader will create")   # the guide's four workers on a two-core Colab
-    chosen = s.train.model_dump(exclude={"early_stopping_patience", "early_stopping_threshold", "fp16", "bf16"})
+    chosen = s.train.model_dump(exclude={
+        "num_processes", "gradient_checkpointing", "fp16", "bf16", "early_stopping_patience", "early_stopping_threshold"})
+    chosen["gradient_accumulation_steps"] = accumulation(s.train)
     if not on_gpu and (s.train.fp16 or s.train.bf16):
         print("no GPU: training in float32 on the CPU (train.fp16 and train.bf16 have no meaning here)", flush=True)
     return TrainingArguments(
         output_dir=str(checkpoints), **chosen, fp16=s.train.fp16 and on_gpu, bf16=s.train.bf16 and on_gpu,
-        per_device_eval_batch_size=s.train.per_device_train_batch_size * 2, prediction_loss_only=True,
+        per_device_eval_batch_size=s.train.per_device_train_batch_size * 2,
         eval_strategy="steps", save_strategy="steps", logging_nan_inf_filter=False, use_cpu=not on_gpu,
         logging_steps=math.gcd(10, s.train.eval_steps),   # so that a checkpoint never falls between two log entries
         restore_callback_states_from_checkpoint=True,     # the patience already spent
-        gradient_checkpointing_kwargs={"use_reentrant": False}, remove_unused_columns=False, label_names=["labels"],
+        remove_unused_columns=False, label_names=["labels"],
         data_seed=s.train.seed, report_to="none", disable_tqdm=True, log_level="error", dataloader_pin_memory=on_gpu,
         dataloader_prefetch_factor=2 if s.train.dataloader_num_workers else None,
     )
+
+
+def accumulation(train: settings.Train) -> int:
+    """Micro-batches a process and step: the images of a step are the same, however many processes share them."""
+    processes = PartialState().num_processes
+    steps, left = divmod(train.gradient_accumulation_steps, processes)
+    if left:
+        raise UserError(f"train.gradient_accumulation_steps {train.gradient_accumulation_steps} is no multiple of the "
+                        f"{processes} processes that share a step")
+    return steps
 
 
 def report_cut(dataset: ReportDataset, max_length: int) -> None:

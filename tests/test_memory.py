@@ -1,0 +1,141 @@
+"""What a step needs of memory: the estimate against what a step takes, and what is said and done with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
+
+from explainmyxray.errors import UserError
+from explainmyxray.model import memory
+from explainmyxray.model.adapter import add_lora
+from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.model.batches import TrainingCollator, prompt_length
+from explainmyxray.model.loss import report_loss
+from explainmyxray.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = load_settings(ROOT / "params.yaml")
+TINY = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})})
+REPORT = "Findings: the heart is enlarged, and there is an effusion. The lungs are clear. Impression: cardiomegaly and an effusion. "
+LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o)_proj"
+
+
+def changed(settings, section: str, **values):
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
+
+
+@pytest.fixture(scope="module")
+def paligemma_3b(tmp_path_factory):
+    """Settings for the shape of google/paligemma-3b-pt-224."""
+    folder = tmp_path_factory.mktemp("3b")
+    PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+                                         patch_size=14, image_size=224, projection_dim=2048, vision_use_head=False).to_dict(),
+        text_config=GemmaConfig(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
+                                num_key_value_heads=1, head_dim=256, vocab_size=257216).to_dict(),
+        projection_dim=2048, image_token_index=257152,
+    ).save_pretrained(folder)
+    return changed(SETTINGS, "model", id=str(folder))
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(memory, "compute_dtype", lambda quantization: torch.float16)
+
+
+def free(monkeypatch, gib: float) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: gib * memory.GIB)
+
+
+def held(model) -> int:
+    """Bytes of all weights, each once, with the constants of the 4-bit ones."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        if state := getattr(getattr(module, "weight", None), "quant_state", None):
+            tensors += [state.absmax, state.state2.absmax]
+    return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+def peak(step) -> int:
+    """The most bytes that tensors made in `step` hold at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    now = most = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"):
+        now += size
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("batch", [4, 16])
+def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpointing):
+    settings = changed(TINY, "train", per_device_train_batch_size=batch)
+    processor = load_processor(settings.model)
+    inputs = TrainingCollator(processor)([(Image.new("L", (224, 224), shade), REPORT) for shade in range(batch)])
+    before = prompt_length(processor)
+    estimate = memory.budget(settings, before, inputs["labels"].shape[1] - before)
+    model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
+    if checkpointing:
+        memory.recompute(model, kept=0)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+
+    def step():
+        report_loss(model, inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()   # after which the optimizer has its two moments
+    moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    taken = held(model) + moments + peak(step)
+    assert estimate.peak(0 if checkpointing else len(estimate.layers)) == pytest.approx(taken, rel=0.15)
+
+
+def test_the_guide_s_step_fits_a_card_of_8_gib(paligemma_3b, fp16):
+    """256 image tokens, 128 of prompt and report, batch 4, NF4, checkpointing: an estimate, for want of a GPU."""
+    estimate = memory.budget(paligemma_3b, before=260, report=124)
+    assert estimate.weights < 2.2 * memory.GIB
+    assert estimate.needed(checkpointing=True) < 7.5 * memory.GIB
+    assert estimate.needed(checkpointing=False) > 7.5 * memory.GIB
+
+
+def test_too_little_memory_is_one_line_with_what_fits(paligemma_3b, fp16, monkeypatch):
+    free(monkeypatch, 3.4)
+    with pytest.raises(UserError, match=r"needs about 4\.\d GiB and 3\.4 are free: train.per_device_train_batch_size=\d, "
+                                        r"train.gradient_accumulation_steps=\d+,"):
+        memory.layers_kept(paligemma_3b, 260, 124)
+    free(monkeypatch, 1.0)
+    with pytest.raises(UserError, match="no setting makes this model fit"):
+        memory.layers_kept(paligemma_3b, 260, 124)
+
+
+def test_auto_recomputes_what_memory_asks_for_and_no_more(paligemma_3b, fp16, monkeypatch):
+    auto = changed(paligemma_3b, "train", gradient_checkpointing="auto")
+    kept = []
+    for gib in (4.5, 8, 14.5, 40):
+        free(monkeypatch, gib)
+        kept.append(memory.layers_kept(auto, 260, 124))
+    assert 0 < kept[0] < kept[1] < kept[2] == kept[3] == 45
+
+
+def test_layers_that_are_kept_are_not_recomputed():
+    model = add_lora(load_base(TINY.model, TINY.quantization), TINY.lora)
+    memory.recompute(model, kept=3)
+    assert [layer.gradient_checkpointing for layer in memory.layers_of(model)] == [False] * 3 + [True] * 5
+
+
+def test_a_frozen_tower_has_no_part_in_the_backward():
+    settings = changed(TINY, "lora", target_modules=LANGUAGE_MODEL)
+    assert [layer.saved for layer in memory.budget(settings, 70, 40).layers][:4] == [0] * 4
+    model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
+    memory.recompute(model, kept=0)
+    seen = []
+    model.get_base_model().model.vision_tower.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state))
+    inputs = TrainingCollator(load_processor(settings.model))([(Image.new("L", (224, 224)), REPORT)])
+    report_loss(model, inputs).backward()
+    assert not seen[0].requires_grad
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
