@@ -8,22 +8,16 @@ the luck of one training run: for that, train again with another `train.seed` an
 """
 
 import argparse
-import io
 import sys
 
 sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library
 
-import dvc.api  # noqa: E402
 import pandas as pd  # noqa: E402
-from dvc.exceptions import DvcException  # noqa: E402
 
-from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
-from explainmyxray.scoring import card  # noqa: E402
+from explainmyxray.errors import exit_on_user_error  # noqa: E402
 from explainmyxray.scoring.comparison import compare, shared  # noqa: E402
+from explainmyxray.scoring.revisions import predictions  # noqa: E402
 from explainmyxray.settings import load_settings  # noqa: E402
-from explainmyxray.studies import parse_table  # noqa: E402
-
-PREDICTIONS = "metrics/predictions.csv"
 
 
 def main() -> None:
@@ -45,15 +39,6 @@ def main() -> None:
         print(f"\nThe test sets differ: of {everything[0]} and {everything[1]} images these are in both.")
     if not before["report"].equals(after["report"]):
         print("\nThe reference reports differ: BLEU and ROUGE compare their wordings as well as the models.")
-
-
-def predictions(revision: str | None) -> pd.DataFrame:
-    """The table of predictions of a revision, of the working tree for None. Raises UserError where there is none."""
-    try:
-        text = dvc.api.read(PREDICTIONS, rev=revision)
-    except (DvcException, OSError) as error:
-        raise UserError(f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}") from None
-    return parse_table(io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", card.COLUMNS)
 
 
 def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
