@@ -88,14 +88,22 @@ def fetching(folder: Path, count: int) -> dict[str, float]:
     return row
 
 
+MEASURED = """import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+sys.exit(status)"""
+
+
 def run(folder: Path, *command) -> tuple[float, float]:
-    """Seconds that a command takes, and the MiB of its largest process."""
+    """Seconds that a command takes, and the MiB of its largest process.
+
+    Started from a small process: Linux counts what the parent held when it forked as the child's.
+    """
     started = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, command)], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed in {folder}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return time.perf_counter() - started, float(done.stdout)
 
 
 if __name__ == "__main__":
