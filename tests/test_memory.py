@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import paligemma_3b
 import pytest
 import torch
 from measure import held, peak
 from PIL import Image
-from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
 
 from explainmyxray.errors import UserError
 from explainmyxray.model import memory
@@ -28,16 +28,10 @@ def changed(settings, section: str, **values):
 
 
 @pytest.fixture(scope="module")
-def paligemma_3b(tmp_path_factory):
-    """Settings for the shape of google/paligemma-3b-pt-224."""
+def large(tmp_path_factory):
+    """Settings for the 3B model."""
     folder = tmp_path_factory.mktemp("3b")
-    PaliGemmaConfig(
-        vision_config=SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-                                         patch_size=14, image_size=224, projection_dim=2048, vision_use_head=False).to_dict(),
-        text_config=GemmaConfig(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
-                                num_key_value_heads=1, head_dim=256, vocab_size=257216).to_dict(),
-        projection_dim=2048, image_token_index=257152,
-    ).save_pretrained(folder)
+    paligemma_3b.shape().save_pretrained(folder)
     return changed(SETTINGS, "model", id=str(folder))
 
 
@@ -75,26 +69,26 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
     assert estimate.peak(0 if checkpointing else len(estimate.layers)) == pytest.approx(taken, rel=0.15)
 
 
-def test_the_guide_s_step_fits_a_card_of_8_gib(paligemma_3b, fp16):
+def test_the_guide_s_step_fits_a_card_of_8_gib(large, fp16):
     """256 image tokens, 128 of prompt and report, batch 4, NF4, checkpointing: an estimate, for want of a GPU."""
-    estimate = memory.budget(paligemma_3b, before=260, report=124)
+    estimate = memory.budget(large, before=260, report=124)
     assert estimate.weights < 2.2 * memory.GIB
     assert estimate.needed(checkpointing=True) < 7.5 * memory.GIB
     assert estimate.needed(checkpointing=False) > 7.5 * memory.GIB
 
 
-def test_too_little_memory_is_one_line_with_what_fits(paligemma_3b, fp16, monkeypatch):
+def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
     free(monkeypatch, 3.4)
     with pytest.raises(UserError, match=r"needs about 4\.\d GiB and 3\.4 are free: train.per_device_train_batch_size=\d, "
                                         r"train.gradient_accumulation_steps=\d+,"):
-        memory.layers_kept(paligemma_3b, 260, 124)
+        memory.layers_kept(large, 260, 124)
     free(monkeypatch, 1.0)
     with pytest.raises(UserError, match="no setting makes this model fit"):
-        memory.layers_kept(paligemma_3b, 260, 124)
+        memory.layers_kept(large, 260, 124)
 
 
-def test_auto_recomputes_what_memory_asks_for_and_no_more(paligemma_3b, fp16, monkeypatch):
-    auto = changed(paligemma_3b, "train", gradient_checkpointing="auto")
+def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypatch):
+    auto = changed(large, "train", gradient_checkpointing="auto")
     kept = []
     for gib in (4.5, 8, 14.5, 40):
         free(monkeypatch, gib)

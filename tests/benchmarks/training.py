@@ -23,6 +23,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "stages"), str(ROOT / "tests")]
 
+import paligemma_3b  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from measure import held, peak  # noqa: E402
@@ -30,8 +31,7 @@ from PIL import Image  # noqa: E402
 from torch.profiler import profile  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 from transformers import (  # noqa: E402
-    AutoConfig, GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PrinterCallback, SiglipVisionConfig, Trainer,
-    TrainerCallback, TrainingArguments,
+    AutoConfig, PaliGemmaForConditionalGeneration, PrinterCallback, Trainer, TrainerCallback, TrainingArguments,
 )
 from transformers.utils import logging  # noqa: E402
 
@@ -179,14 +179,7 @@ def settings_for(folder: Path, options) -> Settings:
 
 def shape_3b(folder: Path, dtype: torch.dtype) -> Path:
     """PaliGemma-3B with random weights, and the tiny base's tokenizer, whose ids it embeds as well as any."""
-    tiny = AutoConfig.from_pretrained(TINY)
-    config = PaliGemmaConfig(
-        vision_config=SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-                                         patch_size=14, image_size=224, projection_dim=2048, vision_use_head=False).to_dict(),
-        text_config=GemmaConfig(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
-                                num_key_value_heads=1, head_dim=256, vocab_size=257216).to_dict(),
-        projection_dim=2048, image_token_index=tiny.image_token_index,
-    )
+    config = paligemma_3b.shape(image_token=AutoConfig.from_pretrained(TINY).image_token_index)
     with device():
         PaliGemmaForConditionalGeneration(config).to(dtype).save_pretrained(folder)
     for path in TINY.glob("*token*.json"):
