@@ -10,7 +10,6 @@ First, an epoch's reading of films: prepared once, as `fetch` does, against deco
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
