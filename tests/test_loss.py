@@ -84,6 +84,21 @@ def test_accumulated_ragged_micro_batches_are_one_large_batch(model, processor, 
     same(gradients(model), expected)
 
 
+def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch, processor, samples):
+    """As bitsandbytes packs 4-bit weights at the first inference on some CPUs: those with AVX512-BF16, or any that say so."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    torch.manual_seed(0)
+    model = add_lora(load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0}))
+    batch = TrainingCollator(processor)(samples)
+    report_loss(model.train(), batch).backward()
+    expected, weights = gradients(model), {name: weight.clone() for name, weight in model.named_parameters()}
+    with torch.inference_mode():
+        report_loss(model.eval(), batch)
+    report_loss(model.train(), batch).backward()
+    same(gradients(model), expected)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
+
+
 def test_only_the_adapter_is_trained_and_only_in_float32(model):
     assert adapter_weights(model)
     assert all("lora_" in name and weight.dtype == torch.float32 for name, weight in adapter_weights(model).items())
