@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library, not this script
 
 import pandas as pd  # noqa: E402
-from transformers import set_seed  # noqa: E402
+from accelerate.utils import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402

@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")   # the loader's proces
 
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
-from transformers import set_seed  # noqa: E402
+from accelerate.utils import set_seed  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from explainmyxray import familiar  # noqa: E402

@@ -55,7 +55,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
     estimate = memory.budget(settings, before, inputs["labels"].shape[1] - before)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     if checkpointing:
-        memory.recompute(model, kept=0)
+        memory.recompute(model, kept=1)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
 
     def step():
@@ -66,7 +66,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
     step()   # after which the optimizer has its two moments
     moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     taken = held(model) + moments + peak(step)
-    assert estimate.peak(0 if checkpointing else len(estimate.layers)) == pytest.approx(taken, rel=0.15)
+    assert estimate.peak(1 if checkpointing else len(estimate.layers)) == pytest.approx(taken, rel=0.15)
 
 
 def test_the_guide_s_step_fits_a_card_of_8_gib(large, fp16):
@@ -78,8 +78,8 @@ def test_the_guide_s_step_fits_a_card_of_8_gib(large, fp16):
 
 
 def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
-    free(monkeypatch, 3.4)
-    with pytest.raises(UserError, match=r"needs about 4\.\d GiB and 3\.4 are free: train.per_device_train_batch_size=\d, "
+    free(monkeypatch, 3.2)
+    with pytest.raises(UserError, match=r"needs about 3\.\d GiB and 3\.2 are free: train.per_device_train_batch_size=\d, "
                                         r"train.gradient_accumulation_steps=\d+,"):
         memory.layers_kept(large, 260, 124)
     free(monkeypatch, 1.0)
@@ -90,7 +90,7 @@ def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
 def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypatch):
     auto = changed(large, "train", gradient_checkpointing="auto")
     kept = []
-    for gib in (4.5, 8, 14.5, 40):
+    for gib in (3.6, 8, 14.5, 40):
         free(monkeypatch, gib)
         kept.append(memory.layers_kept(auto, 260, 124))
     assert 0 < kept[0] < kept[1] < kept[2] == kept[3] == 45
@@ -99,7 +99,7 @@ def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypat
 def test_layers_that_are_kept_are_not_recomputed():
     model = add_lora(load_base(TINY.model, TINY.quantization), TINY.lora)
     memory.recompute(model, kept=3)
-    assert [layer.gradient_checkpointing for layer in memory.layers_of(model)] == [False] * 3 + [True] * 5
+    assert [layer.gradient_checkpointing for layer in memory.layers_of(model)] == [True] * 5 + [False] * 3
 
 
 def test_a_frozen_tower_has_no_part_in_the_backward():

@@ -68,13 +68,13 @@ def run(folder: Path, options) -> None:
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
     ours = ReportDataset(rows, folder / "prepared", processor, settings.model.max_length)
     estimate = memory.budget(settings, ours.before, max(ours.tokens))
-    kept = estimate.kept("auto", memory.free_memory())
+    kept, fewest = (estimate.kept(how, memory.free_memory()) for how in ("auto", True))
     mine = dict(data_collator=TrainingCollator(processor), train_dataset=ours)
     plain = {name: dict(data_collator=PlainCollator(processor), train_dataset=Films(folder / name, rows)) for name in ("films", "prepared")}
     ways = {
         "plain, films": lambda steps: train(Trainer, model, settings, steps, options, recompute=None, **plain["films"]),
         "plain, prepared": lambda steps: train(Trainer, model, settings, steps, options, recompute=None, **plain["prepared"]),
-        "this repository": lambda steps: train(ReportTrainer, model, settings, steps, options, recompute=0, **mine),
+        "this repository": lambda steps: train(ReportTrainer, model, settings, steps, options, recompute=fewest, **mine),
         "with auto": lambda steps: train(ReportTrainer, model, settings, steps, options, recompute=kept, **mine),
     }
     measured = {name: [way(options.steps) for _ in range(1)] for name, way in ways.items()}   # warms up
@@ -89,7 +89,7 @@ def run(folder: Path, options) -> None:
     flops, speed = operations(settings, ours), throughput(compute_dtype(settings.quantization), 8192 if torch.cuda.is_available() else 2048)
     print(f"arithmetic: {flops / 1e9:.2f} GFLOP an image, recomputation included; one product of matrices reaches {speed / 1e9:.0f} "
           f"GFLOP/s here, so at most {speed / flops:.0f} images/s")
-    print(f"estimated peak: {estimate.peak() / 2**20:.0f} MiB, with auto {estimate.peak(kept) / 2**20:.0f} MiB")
+    print(f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto {estimate.peak(kept) / 2**20:.0f} MiB")
     if options.profile:
         with profile() as profiler:
             ways["this repository"](1)
@@ -99,7 +99,7 @@ def run(folder: Path, options) -> None:
         "ratio_prepared": round(rates["this repository"] / rates["plain, prepared"], 3),
         "ratio_auto": round(rates["with auto"] / rates["plain, films"], 3),
         "peak_gib": round(peaks["this repository"] / 2**30, 3), "peak_gib_plain": round(peaks["plain, films"] / 2**30, 3),
-        "estimated_gib": round(estimate.peak() / 2**30, 3), "images_per_s": round(rates["this repository"], 2),
+        "estimated_gib": round(estimate.peak(fewest) / 2**30, 3), "images_per_s": round(rates["this repository"], 2),
         "floor_images_per_s": round(speed / flops, 1), "shape": options.shape, "precision": options.precision,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }))

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
@@ -20,6 +19,7 @@ from transformers import (
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
+from explainmyxray.model.four_bits import exact_on_cpu
 
 
 def device() -> torch.device:
@@ -87,19 +87,9 @@ def load_base(model: settings.Model, quantization: settings.Quantization) -> Pal
             quantization_config=four_bit if quantization.load_in_4bit else None,
         )
     base.requires_grad_(False)
-    _one_arithmetic(base)
+    exact_on_cpu(base)
     return base.eval()
 
-
-def _one_arithmetic(base: PaliGemmaForConditionalGeneration) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew at the first inference on a CPU with AVX512-BF16.
-
-    Packed, they lose digits, have no backward, and fail where an input width is no multiple of the block of 64
-    (`Linear4bit.forward`, `functional._convert_weight_packed_for_cpu` of 0.50.2): a validation would end the training.
-    """
-    for module in base.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

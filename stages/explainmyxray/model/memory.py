@@ -17,11 +17,12 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import compute_dtype, hub_errors
+from explainmyxray.model.loss import ENTRIES
 
 SLACK = 1.1
 BLOCK, BLOCKS = 64, 256       # weights that share a constant in bitsandbytes, and constants that share one when quantised
 GIB = 2**30
-LOGIT = 12                    # bytes of an entry of the logits at the worst moment: float32 log-softmax, its gradient, theirs
+LOGIT = 12                    # bytes of an entry of the logits at the worst moment: float32 logits, log-softmax, its gradient
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,25 @@ class Budget:
     layers: tuple[Layer, ...]
 
     def peak(self, kept: int = 0) -> int:
-        """The most that is held at once with the first `kept` layers not recomputed."""
-        held = sum(layer.saved for layer in self.layers[:kept]) + sum(layer.input for layer in self.layers[kept:])
-        again = max((layer.saved for layer in self.layers[kept:]), default=0)
+        """The most that is held at once with the last `kept` layers not recomputed: their backward comes first and frees them."""
+        recomputed, last = self.layers[:len(self.layers) - kept], self.layers[len(self.layers) - kept:]
+        inputs, saved = sum(layer.input for layer in recomputed), sum(layer.saved for layer in last)
+        again = max((layer.saved for layer in recomputed), default=0)
         backward = max(3 * layer.largest for layer in self.layers) + self.workspace
-        return self.weights + self.adapter + held + max(self.logits, again + backward)
+        return self.weights + self.adapter + inputs + max(saved + max(self.logits, backward), again + backward)
 
     def needed(self, checkpointing: bool | str) -> float:
-        """The least that a step asks of a device: with all layers recomputed, or none where `checkpointing` is False."""
-        return SLACK * self.peak(0 if checkpointing else len(self.layers))
+        """The least that a step asks of a device, with or without `checkpointing`."""
+        return SLACK * self.peak(1 if checkpointing else len(self.layers))
 
     def kept(self, checkpointing: bool | str, free: float) -> int:
-        """How many layers keep what their backward needs: all, none, or for `auto` as many as `free` bytes hold."""
+        """How many layers, from the last, keep what their backward needs: all, one, or for `auto` as many as `free` bytes hold.
+
+        The last layer's backward follows its forward at once: to recompute it would win nothing.
+        """
         if checkpointing == "auto":
-            return max((count for count in range(len(self.layers) + 1) if SLACK * self.peak(count) <= free), default=0)
-        return 0 if checkpointing else len(self.layers)
+            return max((count for count in range(1, len(self.layers) + 1) if SLACK * self.peak(count) <= free), default=1)
+        return 1 if checkpointing else len(self.layers)
 
 
 def layers_kept(s: settings.Settings, before: int, report: int) -> int:
@@ -75,10 +80,11 @@ def layers_kept(s: settings.Settings, before: int, report: int) -> int:
 
 
 def recompute(model, kept: int) -> None:
-    """Gradient checkpointing for all layers of `model` but the first `kept`."""
+    """Gradient checkpointing for all layers of `model` but the last `kept`."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.get_base_model().disable_input_require_grads()   # or a frozen tower has a backward, for nothing
-    for layer in layers_of(model)[:kept]:
+    layers = layers_of(model)
+    for layer in layers[len(layers) - kept:]:
         layer.gradient_checkpointing = False
 
 
@@ -115,7 +121,7 @@ def budget(s: settings.Settings, before: int, report: int) -> Budget:
     return Budget(
         weights=weights(model, s.quantization),
         adapter=trained * (4 + 4 + (2 if "8bit" in s.train.optim else 8)),   # float32 weights, gradients, Adam's two moments
-        logits=LOGIT * batch * report * config.text_config.vocab_size,
+        logits=LOGIT * min(batch * report * config.text_config.vocab_size, ENTRIES),
         workspace=max(linear.weight.numel() for linear in linears if linear is not model.get_output_embeddings()) * dtype.itemsize,
         layers=tuple(count_layer(layer, batch, before + report, config, dtype) for layer in layers_of(model)),
     )

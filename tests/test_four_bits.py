@@ -1,0 +1,50 @@
+"""4-bit weights on a CPU: decoded as they were coded, whatever the CPU, and left alone by inference."""
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
+from PIL import Image
+from test_loss import MODEL, REPORTS, SETTINGS
+
+from explainmyxray.model.adapter import add_lora
+from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.model.batches import TrainingCollator
+from explainmyxray.model.loss import report_loss
+
+
+def load():
+    torch.manual_seed(0)
+    return add_lora(load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0}))
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (160, 480), (128, 256), (1152, 4304)])   # the tower's, and SigLIP's fc2
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_weights_are_decoded_as_they_were_coded(shape, quant_type):
+    load()
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    packed, state = quantize_4bit(weights, quant_type=quant_type)
+    codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: weights.numel()].long()
+    constants = state.absmax.repeat_interleave(state.blocksize)[: weights.numel()]
+    expected = (get_4bit_type(quant_type, device="cpu")[codes] * constants).view(shape)
+    torch.testing.assert_close(dequantize_4bit(packed, state), expected, rtol=1e-6, atol=0)
+
+
+def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch):
+    """On any CPU that says to have AVX512-BF16, whether it does or not."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = load()
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
+    batch = TrainingCollator(load_processor(MODEL))([(Image.new("L", (224, 224), 90), report) for report in REPORTS])
+
+    def gradients():
+        report_loss(model.train(), batch).backward()
+        found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        model.zero_grad()
+        return found
+
+    before = gradients()
+    with torch.inference_mode():
+        report_loss(model.eval(), batch)
+    after = gradients()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
