@@ -11,6 +11,7 @@ the luck of training, which the seeds beside each other show.
 import argparse
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library
@@ -46,12 +47,11 @@ def main() -> None:
 
 
 def queue(plan: dict) -> None:
-    """An experiment for each variant and seed that DVC does not have yet."""
-    for variant, changes in plan["variants"].items():
-        for seed in plan["seeds"]:
-            values = plan["common"] | changes | {"train.seed": seed}
-            sets = [part for key, value in values.items() for part in ("-S", f"{key}={value}")]
-            subprocess.run(["dvc", "exp", "run", "--queue", "--name", experiment(variant, seed), *sets], check=True)
+    """An experiment for each seed and variant: all variants with the first seed come first, and can be looked at then."""
+    for seed, (variant, changes) in product(plan["seeds"], plan["variants"].items()):
+        values = plan["common"] | changes | {"train.seed": seed}
+        sets = [part for key, value in values.items() for part in ("-S", f"{key}={value}")]
+        subprocess.run(["dvc", "exp", "run", "--queue", "--name", experiment(variant, seed), *sets], check=True)
 
 
 def experiment(variant: str, seed: int) -> str:
