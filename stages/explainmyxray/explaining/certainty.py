@@ -7,12 +7,11 @@ here: a report opens with what is there, so that a denial in its place is unlike
 
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers import PaliGemmaProcessor, set_seed
 
-from explainmyxray.model.batches import IGNORED, TrainingCollator
+from explainmyxray.model.batches import TrainingCollator
 from explainmyxray.model.generation import write_texts
-from explainmyxray.model.loss import report_logits
+from explainmyxray.model.loss import token_losses
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import present
 
@@ -21,10 +20,8 @@ from explainmyxray.reports.labeler import present
 def token_probability(model, processor: PaliGemmaProcessor, images: list[Image.Image], reports: list[str]) -> list[float]:
     """For each image the mean probability of its report's tokens, <eos> among them, each given all before it."""
     batch = TrainingCollator(processor)(list(zip(images, reports)))
-    logits, labels = report_logits(model, {name: value.to(model.device) for name, value in batch.items()})
-    surprise = (F.cross_entropy(row[kept].float(), told[kept], reduction="none")   # a row at a time: 257,216 columns wide
-                for row, told, kept in zip(logits, labels, labels != IGNORED))
-    return [each.neg().exp().mean().item() for each in surprise]
+    return [losses.neg().exp().mean().item()
+            for losses in token_losses(model, {name: value.to(model.device) for name, value in batch.items()})]
 
 
 def finding_probabilities(model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int) -> dict[str, float]:

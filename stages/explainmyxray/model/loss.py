@@ -4,6 +4,8 @@ PaliGemma's vocabulary has 257,216 entries: logits of a whole batch, with their 
 The output layer is frozen, so the gradient of a part's states is all that is wanted of its logits, and is taken at once.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 
@@ -18,15 +20,22 @@ def report_loss(model, batch: dict[str, torch.Tensor], tokens: torch.Tensor | in
     `tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal those of one large
     batch, however ragged the micro-batches are. Equals `model(**batch).loss` for a single batch.
     """
-    base = getattr(model, "module", model).get_base_model()   # within DistributedDataParallel, too
-    states, told = report_states(model, base, batch)
+    base, states, told = _before_tokens(model, batch)
     frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
-    total = LossInParts.apply(states, told, base) if frozen else token_losses(states, told, base).sum()
+    total = LossInParts.apply(states, told, base) if frozen else _losses(states, told, base).sum()
     return total / (len(told) if tokens is None else tokens)
 
 
-def report_states(model, base, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last hidden state before each report token (m, hidden), and the token (m,), over all rows of the batch."""
+def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """For each row of a batch the cross-entropy (t,) of its report's t tokens, <eos> among them, each given all before it."""
+    base, states, told = _before_tokens(model, batch)
+    losses = torch.cat([_losses(*part, base) for part in _parts(states, told, base)])
+    return losses.split((batch["labels"] != IGNORED).sum(1).tolist())
+
+
+def _before_tokens(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The base, the last hidden state before each report token (m, hidden), and the token (m,), row after row."""
+    base = getattr(model, "module", model).get_base_model()   # within DistributedDataParallel, too
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     states = []
     hook = base.model.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
@@ -35,11 +44,16 @@ def report_states(model, base, batch: dict[str, torch.Tensor]) -> tuple[torch.Te
     finally:
         hook.remove()
     told = batch["labels"][:, 1:]   # each token is told from the position before it
-    return states[0][:, :-1][told != IGNORED], told[told != IGNORED]
+    return base, states[0][:, :-1][told != IGNORED], told[told != IGNORED]
 
 
-def token_losses(states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
-    """(m,) cross-entropy of each token in float32, with the output layer as PaliGemma, or PaliGemma 2 with its cap, has it."""
+def _parts(states: torch.Tensor, told: torch.Tensor, base) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rows = max(1, ENTRIES // base.config.get_text_config().vocab_size)
+    return zip(states.split(rows), told.split(rows))
+
+
+def _losses(states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
+    """(m,) cross-entropy in float32, from logits as PaliGemma has them, or PaliGemma 2 with its cap."""
     logits = base.lm_head(states.to(base.lm_head.weight.dtype)).float()
     if cap := getattr(base.config.get_text_config(), "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
@@ -47,32 +61,20 @@ def token_losses(states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor
 
 
 class LossInParts(torch.autograd.Function):
-    """The sum of `token_losses` over parts of at most `ENTRIES` logits, and its gradient of `states`."""
+    """The sum of the tokens' losses from at most `ENTRIES` logits at a time, and its gradient of the states before them."""
 
     @staticmethod
     def forward(ctx, states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
-        rows = max(1, ENTRIES // base.lm_head.weight.shape[0])
-        gradients, total = [], torch.zeros((), device=states.device)
-        for part, tokens in zip(states.split(rows), told.split(rows)):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                part = part.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss = token_losses(part, tokens, base).sum()
+        total, gradients, wanted = torch.zeros((), device=states.device), [], ctx.needs_input_grad[0]
+        for part, tokens in _parts(states.detach(), told, base):
+            with torch.set_grad_enabled(wanted):
+                loss = _losses(part.requires_grad_(wanted), tokens, base).sum()
             total += loss.detach()
-            if ctx.needs_input_grad[0]:
-                gradients += torch.autograd.grad(loss, part)
-        if gradients:
+            gradients += torch.autograd.grad(loss, part) if wanted else ()
+        if wanted:
             ctx.save_for_backward(torch.cat(gradients))
         return total
 
     @staticmethod
     def backward(ctx, above: torch.Tensor):
         return ctx.saved_tensors[0] * above, None, None
-
-
-def report_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (n, t, vocabulary) and labels (n, t) of the batch's t report positions, `IGNORED` where a report has ended."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    labels = batch["labels"]
-    prompt = int((labels != IGNORED).any(0).nonzero()[0])          # all prompts are alike, so all reports start here
-    kept = labels.shape[1] - prompt + 1                            # each token is told from the position before it
-    return model(**inputs, logits_to_keep=kept, use_cache=False).logits[:, :-1], labels[:, prompt:]
