@@ -21,10 +21,14 @@ from explainmyxray.reports.labeler import present
 def token_probability(model, processor: PaliGemmaProcessor, images: list[Image.Image], reports: list[str]) -> list[float]:
     """For each image the mean probability of its report's tokens, <eos> among them, each given all before it."""
     batch = TrainingCollator(processor)(list(zip(images, reports)))
-    logits, labels = report_logits(model, {name: value.to(model.device) for name, value in batch.items()})
-    surprise = (F.cross_entropy(row[kept].float(), told[kept], reduction="none")   # a row at a time: 257,216 columns wide
-                for row, told, kept in zip(logits, labels, labels != IGNORED))
-    return [each.neg().exp().mean().item() for each in surprise]
+    return [logs.exp().mean().item() for logs in token_logs(model, {name: value.to(model.device) for name, value in batch.items()})]
+
+
+def token_logs(model, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """For each row of a batch the log-probabilities of its report's tokens, <eos> among them, each given all before it."""
+    logits, labels = report_logits(model, batch)
+    return [-F.cross_entropy(row[kept].float(), told[kept], reduction="none")   # a row at a time: 257,216 columns wide
+            for row, told, kept in zip(logits, labels, labels != IGNORED)]
 
 
 def finding_probabilities(model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int) -> dict[str, float]:
