@@ -49,7 +49,7 @@ def main() -> None:
     table = summary(pd.DataFrame(rows), drawn, usual)
     print(table.to_string(float_format="{:.2f}".format))
     print(json.dumps({"phantoms": COUNT, **{row.replace(" ", "_"): {
-        name.replace(" ", "_"): round(float(share), 3) for name, share in table.loc[row].items()} for row in ("moving signs", "all")}}))
+        name.replace(" ", "_"): int(share) if share >= 1 else round(float(share), 3) for name, share in table.loc[row].items()} for row in ("moving signs", "all")}}))
 
 
 def points(finding: str, sign: np.ndarray, look, usual: int) -> dict:
