@@ -1,11 +1,11 @@
 # Two commands: `make repro` runs the whole pipeline, `make test` the tests. Both install what they need into .venv.
-# `make doctor` says before a long run what is there and what is missing.
+# `make doctor` says before a long run what is there and what is missing; `make app` opens a page to explain one's own X-rays.
 CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
   $$python -c '$(CHECK)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv/bin
 
-.PHONY: repro test doctor base
+.PHONY: repro test doctor app base
 
 repro: .venv/installed
 	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
@@ -15,6 +15,9 @@ test: .venv/installed
 
 doctor: .venv/installed
 	$(VENV)/python stages/doctor.py
+
+app: .venv/installed    # after `make repro`: it reads models/adapter
+	$(VENV)/python stages/app.py
 
 base: .venv/installed   # make the tiny base again (about an hour on two cores); not needed for anything else
 	cd models/tiny-paligemma && PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro

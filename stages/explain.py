@@ -19,19 +19,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-from transformers.utils import logging  # noqa: E402
 
-from explainmyxray import familiar  # noqa: E402
 from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.explaining.explain import NOTICE, Explainer, Explanation  # noqa: E402
+from explainmyxray.explaining.explain import NOTICE, Explanation  # noqa: E402
 from explainmyxray.explaining.films import files  # noqa: E402
-from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base  # noqa: E402
-from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
+from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
 from explainmyxray.reports.findings import FINDINGS  # noqa: E402
-from explainmyxray.settings import load_settings  # noqa: E402
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES  # noqa: E402
-
-ADAPTER = "models/adapter"
 
 
 def main() -> None:
@@ -57,16 +51,6 @@ def main() -> None:
     print(NOTICE, file=sys.stderr if options.csv or options.json else sys.stdout)
     if all(each.problem for each in told):
         sys.exit(1)
-
-
-def load(adapter: str, samples: int) -> Explainer:
-    """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
-    logging.set_verbosity_error()
-    settings = load_settings()
-    folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
-    base = check_base(tuned_base(folder, settings.model))
-    model = load_adapter(load_base(base, settings.quantization), folder)
-    return Explainer(model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples)
 
 
 def read(path: Path) -> bytes:

@@ -62,9 +62,13 @@ class Explainer:
     def _open(self, name: str, data: bytes) -> Image.Image | Explanation:
         """The image as the model takes it, or why there is none."""
         try:
-            return open_film(data).resize((self.side, self.side), Image.Resampling.BICUBIC)
+            return self.prepared(open_film(data))
         except BadImage as bad:
             return Explanation(name, problem=f"not an image that can be used: {bad.reason.replace('_', ' ')}")
+
+    def prepared(self, film: Image.Image) -> Image.Image:
+        """A film as the model takes it: a square of its side."""
+        return film.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
     def _told(self, name: str, data: bytes, film: Image.Image, report: str, certainty: float) -> Explanation:
         return Explanation(name, report, tuple(sorted(present(report))), certainty, self._sampled(film), self.doubt(data, film))

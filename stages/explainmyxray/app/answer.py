@@ -1,0 +1,27 @@
+"""From an uploaded file to what the page shows of it, in memory from end to end."""
+
+import base64
+import binascii
+
+from explainmyxray.app.sheet import problem, sheet
+from explainmyxray.errors import UserError
+from explainmyxray.explaining.explain import Explainer
+from explainmyxray.explaining.films import open_film
+from explainmyxray.explaining.overlay import look
+
+
+def answer(explainer: Explainer, upload: str) -> str:
+    """HTML for a PNG, JPEG or DICOM file in base64: its explanation, or one line that says why there is none."""
+    try:
+        data = base64.b64decode(upload or "", validate=True)
+    except (binascii.Error, ValueError):
+        return problem("no file arrived: choose it again")
+    try:
+        told = next(explainer.explain([("", data)]))   # no name: it may be a patient's
+        if told.problem:
+            return problem(f"This is {told.problem}. A chest X-ray is wanted, as PNG, JPEG or DICOM.")
+        film = open_film(data)
+        looks = look(explainer.model, explainer.processor, explainer.prepared(film), told.report, explainer.how.batch_size)
+        return sheet(film, told, looks)
+    except UserError as error:
+        return problem(str(error))

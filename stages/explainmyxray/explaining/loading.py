@@ -1,0 +1,21 @@
+"""A trained adapter, ready to explain: what every front needs first."""
+
+from transformers.utils import logging
+
+from explainmyxray import familiar
+from explainmyxray.explaining.explain import Explainer
+from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
+from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.settings import load_settings
+
+ADAPTER = "models/adapter"   # what `make repro` leaves
+
+
+def load(adapter: str, samples: int) -> Explainer:
+    """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
+    logging.set_verbosity_error()
+    settings = load_settings()
+    folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
+    base = check_base(tuned_base(folder, settings.model))
+    model = load_adapter(load_base(base, settings.quantization), folder)
+    return Explainer(model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples)

@@ -1,0 +1,95 @@
+"""The overlay points at what a finding hangs on; on phantoms the place of each sign is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from signs import areas, changes, touched
+
+from explainmyxray.explaining.overlay import Look, grid, look, sentences_naming
+from explainmyxray.model.adapter import add_lora
+from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.settings import load_settings
+from explainmyxray.sources import phantom
+from explainmyxray.sources.phantom import PhantomFilm
+from explainmyxray.sources.phantom_drawing import SIGNS
+
+REPORT = "Findings: The heart is enlarged. There is a mass. No pleural effusion is seen. Impression: Cardiomegaly and lung mass."
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny base, which finds signs before it is tuned, with an adapter that changes nothing yet, and its processor."""
+    settings = load_settings(ROOT / "params.yaml")
+    base = settings.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})
+    return add_lora(load_base(base, settings.quantization), settings.lora).eval(), load_processor(base)
+
+
+def drawn(labels: str, index: int = 0) -> PhantomFilm:
+    return PhantomFilm("", {"labels": labels}, phantom.PIPELINE, 99, index, index, 224)
+
+
+@pytest.mark.parametrize("finding", SIGNS)
+def test_a_signs_place_is_where_its_phantom_differs_from_one_without_it(finding):
+    change, area = changes(drawn(finding))[finding], areas(drawn(finding))[finding]
+    far = np.abs(change) < 1e-3
+    assert area.any() and not (far & area).any()
+    assert far.mean() > {"Edema": 0.25, "Emphysema": 0.25}.get(finding, 0.5)   # the rest of the film is the same to the last vessel
+
+
+def test_the_place_of_one_sign_does_not_hold_the_other():
+    found = areas(drawn("Mass|Pneumothorax", 3))
+    assert set(found) == {"Mass", "Pneumothorax"} and (found["Mass"] & found["Pneumothorax"]).mean() < 0.01
+    assert touched(drawn("Mass"), 8)["Mass"].shape == (8, 8)
+
+
+def test_sentences_that_name_a_finding_are_found_and_those_that_deny_one_are_not():
+    named = sentences_naming(REPORT)
+    said = {finding: [REPORT[start:end] for start, end in spans] for finding, spans in named.items()}
+    both = "Impression: Cardiomegaly and lung mass"
+    assert said == {"Cardiomegaly": ["Findings: The heart is enlarged", both], "Mass": ["There is a mass", both]}
+    assert sentences_naming("") == {} and sentences_naming("The lungs are clear. No mass.") == {}
+
+
+def test_the_grid_is_the_models_own(tiny):
+    vision = SimpleNamespace(image_size=224, patch_size=14)   # PaliGemma-3B's
+    assert grid(tiny[0]) == 8 and grid(SimpleNamespace(config=SimpleNamespace(vision_config=vision))) == 16
+
+
+def test_maps_are_of_the_grid_and_the_same_again_whatever_the_batch(tiny):
+    image = drawn("Mass").read()
+    first, second = (look(*tiny, image, REPORT, batch)["Mass"] for batch in (49, 7))
+    assert first.fall.shape == first.pull.shape == first.heat.shape == (8, 8)
+    assert first.heat.max() == 1 and first.heat.min() >= 0 and first.heat[first.hottest] == 1
+    assert np.allclose(first.fall, second.fall, atol=1e-4) and np.array_equal(first.pull, second.pull)
+    assert first.times == pytest.approx(np.exp(max(first.fall[first.hottest], 0)), rel=1e-5)
+    assert first.sentences == ("There is a mass", "Impression: Cardiomegaly and lung mass")
+
+
+def test_what_hides_nothing_counts_for_nothing(tiny):
+    found = look(*tiny, Image.new("L", (224, 224), 90), REPORT, 16)["Mass"]
+    assert np.abs(found.fall).max() < 1e-4
+    blank = Look(("a mass",), np.zeros((8, 8)), np.ones((8, 8)))
+    assert blank.times == 1 and not blank.heat.any()
+
+
+def test_a_report_without_a_finding_has_no_overlay_and_no_gradient_is_left_behind(tiny):
+    assert look(*tiny, drawn("No Finding").read(), "The lungs are clear.", 16) == {}
+    look(*tiny, drawn("Mass").read(), REPORT, 16)
+    assert all(weights.grad is None for weights in tiny[0].parameters()) and torch.is_grad_enabled()
+
+
+def test_it_hits_the_sign_far_more_often_than_chance(tiny):
+    """On the tiny base as it is pretrained, told what is there; the trained adapter is measured by benchmarks/overlay.py."""
+    sentences = {"Mass": "There is a mass.", "Nodule": "There is a nodule.", "Consolidation": "There is consolidation."}
+    hits, chance = [], []
+    for index in range(8):
+        for finding, sentence in sentences.items():
+            film = drawn(finding, index)
+            sign = touched(film, 8)[finding]
+            hits.append(sign[look(*tiny, film.read(), sentence, 49)[finding].hottest])
+            chance.append(sign.mean())
+    assert np.mean(hits) >= 0.5 and np.mean(hits) > 4 * np.mean(chance), (np.mean(hits), np.mean(chance))
