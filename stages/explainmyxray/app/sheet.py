@@ -17,7 +17,7 @@ HEAT = (230, 159, 0)         # Okabe & Ito's orange: how much is told by how den
 DENSEST = 200                # of 255, so that the film shows through
 LIKELY = 0.05                # findings that fewer sampled reports name are left out
 HEADER, BOLD = re.compile(r"^([A-Z][a-z]+:)"), r"<b>\1</b>"
-CAUTION = "On phantoms the box misses the sign about one time in four; on real films nobody has checked it."   # benchmarks/overlay.py
+CAUTION = "On phantoms the box misses the sign about one time in five; on real films nobody has checked it."   # benchmarks/overlay.py
 
 
 def sheet(film: Image.Image, told: Explanation, looks: dict[str, Look]) -> str:

@@ -6,8 +6,9 @@ here: a report opens with what is there, so that a denial in its place is unlike
 """
 
 import torch
+from accelerate.utils import set_seed
 from PIL import Image
-from transformers import PaliGemmaProcessor, set_seed
+from transformers import PaliGemmaProcessor
 
 from explainmyxray.model.batches import TrainingCollator
 from explainmyxray.model.generation import write_texts
