@@ -68,9 +68,9 @@ def summary(plan: dict, samples: int) -> pd.DataFrame:
         whole = compare(pd.concat(tables[first]), pd.concat(of_seeds), samples, load_settings().seed).set_index("figure")
         each = [compare(table, table, 1, 0).set_index("figure")["after"] for table in of_seeds]
         for figure in FIGURES:
-            seeds = [float(figures[figure]) for figures in each]
+            seeds = [figures[figure] for figures in each]
             moved = whole.loc[figure]
-            rows.append({"variant": variant, "figure": FIGURES[figure], "value": float(moved["after"]), "least": min(seeds), "most": max(seeds),
+            rows.append({"variant": variant, "figure": FIGURES[figure], "value": moved["after"], "least": min(seeds), "most": max(seeds),
                          "difference": moved["difference"], "low": moved["low"], "high": moved["high"], "seeds": len(seeds)})
     return pd.DataFrame(rows)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 from PIL import Image
-from test_loss import MODEL, REPORTS, SETTINGS
+from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
@@ -36,15 +36,11 @@ def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch):
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
     batch = TrainingCollator(load_processor(MODEL))([(Image.new("L", (224, 224), 90), report) for report in REPORTS])
 
-    def gradients():
-        report_loss(model.train(), batch).backward()
-        found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        model.zero_grad()
-        return found
-
-    before = gradients()
+    report_loss(model.train(), batch).backward()
+    before = gradients(model)
     with torch.inference_mode():
         report_loss(model.eval(), batch)
-    after = gradients()
+    report_loss(model.train(), batch).backward()
+    after = gradients(model)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())

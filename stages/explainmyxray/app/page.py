@@ -5,7 +5,6 @@ write it to disk first. In memory Gradio's queue holds the latest requests until
 the latest sheet of each visitor, of `SESSIONS` at most.
 """
 
-import base64
 import os
 from collections.abc import Callable
 from html import escape
@@ -18,7 +17,7 @@ from starlette.middleware import Middleware  # noqa: E402
 
 from explainmyxray.app.examples import examples  # noqa: E402
 from explainmyxray.app.guard import Guard  # noqa: E402
-from explainmyxray.app.sheet import png  # noqa: E402
+from explainmyxray.app.sheet import uri  # noqa: E402
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -29,8 +28,7 @@ HEAD = ("<header><h1>ExplainMyXray</h1><p><b>For research only, not a medical de
 EMPTY = '<p class="empty">Drop a chest X-ray on the left, or click one of the phantoms: its report and where the model looked appear here.</p>'
 # Of a new sheet the first finding is shown, whatever was chosen on the one before.
 FIRST = "watch('value', () => { const first = element.querySelector('[name=look]'); if (first) first.checked = true; });"
-SYSTEM = ["system-ui", "sans-serif"]   # no font is fetched
-THEME = gr.themes.Base(font=SYSTEM, font_mono=["monospace"])
+THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])   # no font is fetched
 
 
 def page(answer: Callable[[str], str]) -> gr.Blocks:
@@ -63,7 +61,7 @@ def launch(blocks: gr.Blocks, host: str, port: int | None) -> str:
 def _drop() -> str:
     """The place for a film, and the phantoms under it."""
     thumbnails = "".join(
-        f'<button type="button" class="example" data-film="{base64.b64encode(png(image)).decode()}">'
-        f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(image)).decode()}"><span>{escape(drawn)}</span></button>'
-        for drawn, image in examples())
+        f'<button type="button" class="example" data-film="{shown.partition(",")[2]}">'
+        f'<img alt="" src="{shown}"><span>{escape(drawn)}</span></button>'
+        for drawn, shown in ((drawn, uri(image)) for drawn, image in examples()))
     return (HERE / "drop.html").read_text().replace("{thumbnails}", thumbnails).replace("{limit}", str(MAX_MEMBER_BYTES // 2**20))

@@ -51,7 +51,7 @@ def _film(film: Image.Image, looks: dict[str, Look]) -> str:
     choice = f'<div class="choice"><span>Where it looked for</span>{labels}</div>' if looks else ""
     nothing = "" if looks else '<div class="words" style="display:block">The report names no finding, so there is no place to show.</div>'
     return (f'<div class="film"><style>{rules}</style>{inputs}{choice}'
-            f'<div class="frame"><img class="xray" alt="the film" src="{_uri(shown)}">{layers}</div>{words}{nothing}</div>')
+            f'<div class="frame"><img class="xray" alt="the film" src="{uri(shown)}">{layers}</div>{words}{nothing}</div>')
 
 
 def _layer(look: Look) -> str:
@@ -62,7 +62,7 @@ def _layer(look: Look) -> str:
     row, column = look.hottest
     box = (f'<div class="box" style="left:{column / columns:.2%};top:{row / rows:.2%};width:{1 / columns:.2%};height:{1 / rows:.2%}"></div>'
            if look.heat.any() else "")
-    return f'<img class="heat" alt="" src="{_uri(Image.fromarray(pixels))}">{box}'
+    return f'<img class="heat" alt="" src="{uri(Image.fromarray(pixels))}">{box}'
 
 
 def _words(look: Look) -> str:
@@ -111,7 +111,7 @@ def _sure(told: Explanation) -> str:
             "It tells how sure it is of them, not whether they are true.</p>")
 
 
-def _uri(image: Image.Image) -> str:
+def uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 

@@ -34,7 +34,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     """
     drawn = intervals.weights(before["patient"], samples, seed)
     rows = [_parts(table) for table in (before, after)]
-    point = [_figures(totals(each)) for each in rows]
+    point = [{name: float(value) for name, value in _figures(totals(each)).items()} for each in rows]
     resampled = [_figures(intervals.resampled(each, drawn)) for each in rows]
     table = pd.DataFrame(
         {"figure": name, "before": point[0][name], "after": point[1][name], "difference": point[1][name] - point[0][name],
