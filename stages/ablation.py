@@ -14,27 +14,37 @@ import sys
 from itertools import product
 from pathlib import Path
 
-sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library
+sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hugging Face's library
 
-import pandas as pd  # noqa: E402
-from ruamel.yaml import YAML  # noqa: E402
+import pandas as pd
+from ruamel.yaml import YAML
 
-from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.pictures.ablation import plot_ablation  # noqa: E402
-from explainmyxray.scoring.comparison import compare  # noqa: E402
-from explainmyxray.scoring.revisions import predictions  # noqa: E402
-from explainmyxray.settings import load_settings  # noqa: E402
-from explainmyxray.studies import write_table  # noqa: E402
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.pictures.ablation import plot_ablation
+from explainmyxray.scoring.comparison import compare
+from explainmyxray.scoring.revisions import predictions
+from explainmyxray.settings import load_settings
+from explainmyxray.studies import write_table
 
-PLAN, TABLE, PLOT = Path(__file__).with_name("ablation.yaml"), Path("metrics/ablation.csv"), Path("metrics/ablation.png")
+PLAN, TABLE, PLOT = (
+    Path(__file__).with_name("ablation.yaml"),
+    Path("metrics/ablation.csv"),
+    Path("metrics/ablation.png"),
+)
 FIGURES = {"findings.micro_f1": "micro-F1", "bleu": "BLEU"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["queue", "table"])
-    parser.add_argument("--plan", type=Path, default=PLAN, help="variants and seeds (default: stages/ablation.yaml)")
-    parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
+    parser.add_argument(
+        "--plan", type=Path, default=PLAN, help="variants and seeds (default: stages/ablation.yaml)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)"
+    )
     options = parser.parse_args()
     plan = YAML(typ="safe").load(options.plan)
     if options.what == "queue":
@@ -51,7 +61,9 @@ def queue(plan: dict) -> None:
     for seed, (variant, changes) in product(plan["seeds"], plan["variants"].items()):
         values = plan["common"] | changes | {"train.seed": seed}
         sets = [part for key, value in values.items() for part in ("-S", f"{key}={value}")]
-        subprocess.run(["dvc", "exp", "run", "--queue", "--name", experiment(variant, seed), *sets], check=True)
+        subprocess.run(
+            ["dvc", "exp", "run", "--queue", "--name", experiment(variant, seed), *sets], check=True
+        )
 
 
 def experiment(variant: str, seed: int) -> str:
@@ -61,17 +73,33 @@ def experiment(variant: str, seed: int) -> str:
 
 def summary(plan: dict, samples: int) -> pd.DataFrame:
     """A row for each variant: its figures over all seeds, the least and the most of a seed, and the difference from the first."""
-    tables = {variant: [predictions(experiment(variant, seed)) for seed in plan["seeds"]] for variant in plan["variants"]}
+    tables = {
+        variant: [predictions(experiment(variant, seed)) for seed in plan["seeds"]]
+        for variant in plan["variants"]
+    }
     first, *_ = tables
     rows = []
     for variant, of_seeds in tables.items():
-        whole = compare(pd.concat(tables[first]), pd.concat(of_seeds), samples, load_settings().seed).set_index("figure")
+        whole = compare(
+            pd.concat(tables[first]), pd.concat(of_seeds), samples, load_settings().seed
+        ).set_index("figure")
         each = [compare(table, table, 1, 0).set_index("figure")["after"] for table in of_seeds]
         for figure in FIGURES:
             seeds = [figures[figure] for figures in each]
             moved = whole.loc[figure]
-            rows.append({"variant": variant, "figure": FIGURES[figure], "value": moved["after"], "least": min(seeds), "most": max(seeds),
-                         "difference": moved["difference"], "low": moved["low"], "high": moved["high"], "seeds": len(seeds)})
+            rows.append(
+                {
+                    "variant": variant,
+                    "figure": FIGURES[figure],
+                    "value": moved["after"],
+                    "least": min(seeds),
+                    "most": max(seeds),
+                    "difference": moved["difference"],
+                    "low": moved["low"],
+                    "high": moved["high"],
+                    "seeds": len(seeds),
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -10,21 +10,27 @@ the luck of one training run: for that, train again with another `train.seed` an
 import argparse
 import sys
 
-sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library
+sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hugging Face's library
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.scoring.comparison import compare, shared  # noqa: E402
-from explainmyxray.scoring.revisions import predictions  # noqa: E402
-from explainmyxray.settings import load_settings  # noqa: E402
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.scoring.comparison import compare, shared
+from explainmyxray.scoring.revisions import predictions
+from explainmyxray.settings import load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", metavar="REV_A", help="the revision to compare with")
-    parser.add_argument("after", metavar="REV_B", nargs="?", help="the revision to judge (default: the working tree)")
-    parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)")
+    parser.add_argument(
+        "after", metavar="REV_B", nargs="?", help="the revision to judge (default: the working tree)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)"
+    )
     parser.add_argument("--name", help="what to call REV_A in the table (default: REV_A)")
     options = parser.parse_args()
     if options.samples < 1:
@@ -45,14 +51,26 @@ def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
     """The table as Markdown, a line that sums it up above it and what it cannot say below."""
     moved = table[~table["noise"]]
     said = ", ".join(f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()) or "nothing"
-    lines = [f"**More than chance: {said}** ({after} against {before}, {images})", "",
-             f"| figure | {before} | {after} | difference | 95 % interval | |", "|---|---:|---:|---:|---:|---|"]
+    lines = [
+        f"**More than chance: {said}** ({after} against {before}, {images})",
+        "",
+        f"| figure | {before} | {after} | difference | 95 % interval | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
     for row in table.itertuples():
         verdict = "within chance" if row.noise else "**better**" if row.difference > 0 else "**worse**"
-        lines.append(f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
-                     f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |")
-    return "\n".join([*lines, "", f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they "
-                      "had. The interval covers the choice of test patients, not the luck of a training run."])
+        lines.append(
+            f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
+            f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they "
+            "had. The interval covers the choice of test patients, not the luck of a training run.",
+        ]
+    )
 
 
 if __name__ == "__main__":

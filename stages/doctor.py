@@ -32,9 +32,9 @@ from explainmyxray.sources.kaggle_download import DATA_SETS, KEY, page
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
-PROMPT = 8   # tokens of <bos>, prompt and line break, at most
-DISK = {"phantom": 1, "kaggle": 20}   # GiB for archives, prepared images and checkpoints
-BASE_DISK = 6                         # GiB of PaliGemma-3B's weights in 16 bits
+PROMPT = 8  # tokens of <bos>, prompt and line break, at most
+DISK = {"phantom": 1, "kaggle": 20}  # GiB for archives, prepared images and checkpoints
+BASE_DISK = 6  # GiB of PaliGemma-3B's weights in 16 bits
 
 Line = tuple[str, str]
 
@@ -53,21 +53,31 @@ def main() -> None:
 def python(settings: Settings) -> Iterator[Line]:
     """The interpreter, and the machine under it."""
     good = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    yield (GOOD if good else MISSING,
-           f"Python {platform.python_version()}, {os.cpu_count()} cores" + ("" if good else ": 3.11 or 3.12 is asked for"))
+    yield (
+        GOOD if good else MISSING,
+        f"Python {platform.python_version()}, {os.cpu_count()} cores"
+        + ("" if good else ": 3.11 or 3.12 is asked for"),
+    )
 
 
 def libraries(settings: Settings) -> Iterator[Line]:
     """Each pinned library in its exact version."""
     pins = [line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
-    other = [f"{name} {found or 'is not installed'} (pinned: {pin})" for name, pin in pins if (found := installed(name)) != pin]
-    yield (NOTE, f"libraries: {', '.join(other)}; figures may differ: pip install -r requirements.txt") if other else (
-        GOOD, f"libraries: all {len(pins)} in their pinned versions")
+    other = [
+        f"{name} {found or 'is not installed'} (pinned: {pin})"
+        for name, pin in pins
+        if (found := installed(name)) != pin
+    ]
+    yield (
+        (NOTE, f"libraries: {', '.join(other)}; figures may differ: pip install -r requirements.txt")
+        if other
+        else (GOOD, f"libraries: all {len(pins)} in their pinned versions")
+    )
 
 
 def installed(name: str) -> str | None:
     try:
-        return version(name).partition("+")[0]   # torch adds its build: 2.14.1+cu130
+        return version(name).partition("+")[0]  # torch adds its build: 2.14.1+cu130
     except PackageNotFoundError:
         return None
 
@@ -94,9 +104,16 @@ def base(settings: Settings) -> Iterator[Line]:
     if found.revision is None:
         yield GOOD, f"base: the folder {found.id}"
         return
-    cached = isinstance(try_to_load_from_cache(found.id, "model.safetensors.index.json", revision=found.revision), str)
-    yield GOOD, (f"base: {found.id} at {found.revision[:8]}, {'in the cache' if cached else 'to be downloaded'}, "
-                 f"{'with' if get_token() else 'without'} a token")
+    cached = isinstance(
+        try_to_load_from_cache(found.id, "model.safetensors.index.json", revision=found.revision), str
+    )
+    yield (
+        GOOD,
+        (
+            f"base: {found.id} at {found.revision[:8]}, {'in the cache' if cached else 'to be downloaded'}, "
+            f"{'with' if get_token() else 'without'} a token"
+        ),
+    )
 
 
 @cache
@@ -144,8 +161,14 @@ def data(settings: Settings) -> Iterator[Line]:
             yield GOOD, f"data: {settings.data.archives}/{name}.zip"
     if absent:
         by_hand = "; ".join(f"{page(name)} goes to {settings.data.archives}/{name}.zip" for name in absent)
-        yield (NOTE, f"data: {', '.join(absent)} will be downloaded, {'with your key' if has_key() else 'without a key'}"
-               ) if kaggle_answers() else (MISSING, f"data: no connection to Kaggle; by hand: {by_hand}")
+        yield (
+            (
+                NOTE,
+                f"data: {', '.join(absent)} will be downloaded, {'with your key' if has_key() else 'without a key'}",
+            )
+            if kaggle_answers()
+            else (MISSING, f"data: no connection to Kaggle; by hand: {by_hand}")
+        )
         if not has_key():
             yield NOTE, f"Kaggle key: none, public data sets need none; should Kaggle ask for one, {KEY}"
 
@@ -153,7 +176,8 @@ def data(settings: Settings) -> Iterator[Line]:
 def has_key() -> bool:
     home = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
     return bool({"KAGGLE_API_TOKEN", "KAGGLE_KEY"} & os.environ.keys()) or any(
-        (home / name).is_file() for name in ("access_token", "kaggle.json"))
+        (home / name).is_file() for name in ("access_token", "kaggle.json")
+    )
 
 
 def kaggle_answers() -> bool:

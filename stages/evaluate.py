@@ -14,31 +14,42 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.append(sys.path.pop(0))   # this folder last: `import evaluate` means Hugging Face's library, not this script
+sys.path.append(
+    sys.path.pop(0)
+)  # this folder last: `import evaluate` means Hugging Face's library, not this script
 
-import pandas as pd  # noqa: E402
-from accelerate.utils import set_seed  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import pandas as pd
+from accelerate.utils import set_seed
+from transformers.utils import logging
 
-from explainmyxray.errors import UserError, exit_on_user_error  # noqa: E402
-from explainmyxray.model.adapter import load_adapter, tuned_base  # noqa: E402
-from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
-from explainmyxray.model.generation import generate, image_features  # noqa: E402
-from explainmyxray.outputs import write_metrics  # noqa: E402
-from explainmyxray.pictures.gallery import draw_gallery  # noqa: E402
-from explainmyxray.pictures.plots import plot_findings, plot_systems  # noqa: E402
-from explainmyxray.reports.writer import load_bank, write  # noqa: E402
-from explainmyxray.runtime import write_runtime  # noqa: E402
-from explainmyxray.scoring import baselines, card  # noqa: E402
-from explainmyxray.settings import Settings, load_settings  # noqa: E402
-from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table  # noqa: E402
+from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.model.adapter import load_adapter, tuned_base
+from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.model.generation import generate, image_features
+from explainmyxray.outputs import write_metrics
+from explainmyxray.pictures.gallery import draw_gallery
+from explainmyxray.pictures.plots import plot_findings, plot_systems
+from explainmyxray.reports.writer import load_bank, write
+from explainmyxray.runtime import write_runtime
+from explainmyxray.scoring import baselines, card
+from explainmyxray.settings import Settings, load_settings
+from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table
 
-SPLITS, IMAGES, ADAPTER, METRICS = Path("data/splits"), Path("data/images"), Path("models/adapter"), Path("metrics")
+SPLITS, IMAGES, ADAPTER, METRICS = (
+    Path("data/splits"),
+    Path("data/images"),
+    Path("models/adapter"),
+    Path("metrics"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--score", action="store_true", help="score metrics/predictions.csv again, without the model")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--score", action="store_true", help="score metrics/predictions.csv again, without the model"
+    )
     settings, options = load_settings(), parser.parse_args()
     if not options.score:
         write_table(METRICS / "predictions.csv", predict(settings))
@@ -60,11 +71,19 @@ def predict(settings: Settings) -> pd.DataFrame:
     model = load_adapter(load_base(base, settings.quantization), ADAPTER)
     predictions = test[[*card.FACTS, "report"]].copy()
     predictions[card.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
-    predictions["blind"] = predictions[card.MODEL].to_numpy()[baselines.other_patients(test["patient"], settings.seed)]
+    predictions["blind"] = predictions[card.MODEL].to_numpy()[
+        baselines.other_patients(test["patient"], settings.seed)
+    ]
     with model.disable_adapter():
-        predictions["untuned"] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate, "untuned")
-        seen = {name: image_features(model, processor, IMAGES, list(rows["image"]), settings.evaluate.batch_size).numpy()
-                for name, rows in (("train", train), ("test", test))}
+        predictions["untuned"] = generate(
+            model, processor, IMAGES, list(test["image"]), settings.evaluate, "untuned"
+        )
+        seen = {
+            name: image_features(
+                model, processor, IMAGES, list(rows["image"]), settings.evaluate.batch_size
+            ).numpy()
+            for name, rows in (("train", train), ("test", test))
+        }
     write_runtime("evaluate", started, images=2 * len(test))
 
     labels = train["labels"].map(split_labels)
@@ -91,9 +110,18 @@ def show(predictions: pd.DataFrame, scored: card.Card, settings: Settings) -> No
     plot_findings(scored.findings, plots / "findings.png")
     plot_systems(scored.systems, plots / "baselines.png")
     try:
-        draw_gallery(predictions, scored.predicted, scored.order, IMAGES, METRICS / "gallery.png", settings.evaluate.gallery)
+        draw_gallery(
+            predictions,
+            scored.predicted,
+            scored.order,
+            IMAGES,
+            METRICS / "gallery.png",
+            settings.evaluate.gallery,
+        )
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing, which the gallery shows: run `dvc repro fetch`") from None
+        raise UserError(
+            f"{error.filename} is missing, which the gallery shows: run `dvc repro fetch`"
+        ) from None
 
 
 def summary(figures: dict) -> str:
@@ -102,8 +130,10 @@ def summary(figures: dict) -> str:
     lines = [f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}"]
     for name, each in rows.items():
         f = each["findings"]
-        lines.append(f"{name:<11}{each['bleu']:>7.2f}{each['rougeL']:>9.3f}{f['micro_f1']:>10.3f}{f['macro_f1']:>10.3f}"
-                     f"{f['exact_match']:>8.3f}{each['distinct_reports']:>10}")
+        lines.append(
+            f"{name:<11}{each['bleu']:>7.2f}{each['rougeL']:>9.3f}{f['micro_f1']:>10.3f}{f['macro_f1']:>10.3f}"
+            f"{f['exact_match']:>8.3f}{each['distinct_reports']:>10}"
+        )
     return "\n".join(lines)
 
 

@@ -17,28 +17,37 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import pandas as pd
+from tqdm import tqdm
 
-from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.explaining.explain import NOTICE, Explanation  # noqa: E402
-from explainmyxray.explaining.films import files  # noqa: E402
-from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
-from explainmyxray.reports.findings import FINDINGS  # noqa: E402
-from explainmyxray.sources.archive import MAX_MEMBER_BYTES  # noqa: E402
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.explaining.explain import NOTICE, Explanation
+from explainmyxray.explaining.films import files
+from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.sources.archive import MAX_MEMBER_BYTES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG, JPEG or DICOM file, or a folder of them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="a PNG, JPEG or DICOM file, or a folder of them"
+    )
     parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
-    parser.add_argument("--samples", type=int, default=32, help="sampled reports behind each probability (default: 32; 0: none)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=32,
+        help="sampled reports behind each probability (default: 32; 0: none)",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON object a line")
     form.add_argument("--csv", action="store_true", help="a table with a column a finding")
     options = parser.parse_args()
     paths = files(options.images)
-    with redirect_stdout(sys.stderr):   # what loading says is no part of a table
+    with redirect_stdout(sys.stderr):  # what loading says is no part of a table
         explainer = load(options.adapter, max(options.samples, 0))
     explained = explainer.explain((str(path), read(path)) for path in paths)
     told = []
@@ -64,9 +73,13 @@ def as_text(each: Explanation) -> str:
     if each.problem:
         return f"{each.image}\n  {each.problem}\n"
     likely = sorted((each.probabilities or {}).items(), key=lambda pair: -pair[1])
-    lines = [each.image, *([f"  WARNING: {each.warning}"] if each.warning else []), f"  {each.report}",
-             f"  sure: {each.certainty:.0%} a token; named in the report: {', '.join(each.findings) or 'no finding'}",
-             "  " + ", ".join(f"{name} {share:.0%}" for name, share in likely if share >= 0.05)]
+    lines = [
+        each.image,
+        *([f"  WARNING: {each.warning}"] if each.warning else []),
+        f"  {each.report}",
+        f"  sure: {each.certainty:.0%} a token; named in the report: {', '.join(each.findings) or 'no finding'}",
+        "  " + ", ".join(f"{name} {share:.0%}" for name, share in likely if share >= 0.05),
+    ]
     return "\n".join(line for line in lines if line.strip()) + "\n"
 
 
@@ -75,9 +88,18 @@ def as_json(each: Explanation) -> str:
 
 
 def as_csv(explained: list[Explanation]) -> str:
-    rows = [{"image": each.image, "report": each.report, "findings": "|".join(each.findings), "certainty": each.certainty,
-             **{name: (each.probabilities or {}).get(name) for name in FINDINGS}, "warning": each.warning, "problem": each.problem}
-            for each in explained]
+    rows = [
+        {
+            "image": each.image,
+            "report": each.report,
+            "findings": "|".join(each.findings),
+            "certainty": each.certainty,
+            **{name: (each.probabilities or {}).get(name) for name in FINDINGS},
+            "warning": each.warning,
+            "problem": each.problem,
+        }
+        for each in explained
+    ]
     return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 

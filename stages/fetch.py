@@ -27,7 +27,7 @@ from explainmyxray.outputs import replacing, write_metrics
 from explainmyxray.settings import load_settings
 from explainmyxray.sources.archive import BadImage
 
-WINDOW, CHUNK = 2048, 8   # films under way at once, which bounds memory; films a process takes at a time
+WINDOW, CHUNK = 2048, 8  # films under way at once, which bounds memory; films a process takes at a time
 
 
 def main() -> None:
@@ -38,7 +38,12 @@ def main() -> None:
     with replacing("data/images") as folder:
         table = keep(films, settings.data.image_size, folder, accounts)
         studies.write_table("data/studies.csv", table)
-        figures = {"images": len(table), "patients": table["patient"].nunique(), "near_copies": near_copies(table), **accounts}
+        figures = {
+            "images": len(table),
+            "patients": table["patient"].nunique(),
+            "near_copies": near_copies(table),
+            **accounts,
+        }
         write_metrics("metrics/fetch.json", figures)
     print(*summary(figures), sep="\n")
 
@@ -47,8 +52,10 @@ def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> 
     """Write the films that are neither bad nor copies to `folder` and count all in `accounts`; returns the studies."""
     films = sorted(films, key=lambda film: f"{film.name}.png")
     rows, labels, hashes = [], {}, []
-    every = 0.5 if sys.stderr.isatty() else 15   # seconds between progress lines: a log file gets few
-    for film, done in tqdm(prepared(films, size), total=len(films), desc="fetch", unit="image", mininterval=every):
+    every = 0.5 if sys.stderr.isatty() else 15  # seconds between progress lines: a log file gets few
+    for film, done in tqdm(
+        prepared(films, size), total=len(films), desc="fetch", unit="image", mininterval=every
+    ):
         account = accounts[film.study["source"]]
         if isinstance(done, str):
             account["bad_dropped"][done] += 1
@@ -66,7 +73,9 @@ def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> 
         path.write_bytes(png)
         rows.append({**film.study, "image": f"{film.name}.png", "sha256": sha256})
     if not rows:
-        raise UserError("no image: the source offers none that can be used; look at the archives in data.archives")
+        raise UserError(
+            "no image: the source offers none that can be used; look at the archives in data.archives"
+        )
     table = pd.DataFrame(rows, columns=studies.COLUMNS)
     table["same_film"] = first_of_group(list(table["image"]), hashes)
     return table
@@ -75,33 +84,42 @@ def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> 
 def near_copies(table: pd.DataFrame) -> dict[str, int]:
     """How many images are near copies of another, of how many films, and how many films have copies with other labels."""
     copies = table[table["same_film"] != ""].groupby("same_film")
-    return {"images": int(copies.size().sum()), "films": copies.ngroups,
-            "films_with_other_labels": int((copies["labels"].nunique() > 1).sum())}
+    return {
+        "images": int(copies.size().sum()),
+        "films": copies.ngroups,
+        "films_with_other_labels": int((copies["labels"].nunique() > 1).sum()),
+    }
 
 
-def prepared(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, tuple[str, bytes, bytes] | str]]:
+def prepared(
+    films: list[sources.Film], size: int
+) -> Iterator[tuple[sources.Film, tuple[str, bytes, bytes] | str]]:
     """Each film, in order, with what `prepare` makes of it; on all cores, and the same whatever their number."""
     work = partial(prepare, size=size)
     processes = min(os.cpu_count() or 1, len(films) // 64)
-    if processes < 2:   # starting processes takes longer
+    if processes < 2:  # starting processes takes longer
         yield from ((film, work(film)) for film in films)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for start in range(0, len(films), WINDOW):
-            window = films[start:start + WINDOW]
+            window = films[start : start + WINDOW]
             yield from zip(window, pool.map(work, window, chunksize=CHUNK), strict=True)
 
 
 def prepare(film: sources.Film, size: int) -> tuple[str, bytes, bytes] | str:
     """SHA-256 of the film's pixels, perceptual hash, and the PNG file at `size` pixels square; or why it is not usable."""
     try:
-        image = film.read()   # at full size, for the sum is over all pixels: JPEG's reduced-size decoding is no help
+        image = (
+            film.read()
+        )  # at full size, for the sum is over all pixels: JPEG's reduced-size decoding is no help
     except BadImage as bad:
         return bad.reason
     sha256 = hashlib.sha256(b"%dx%d " % image.size + image.tobytes()).hexdigest()
     file = io.BytesIO()
-    small = image.resize((size, size), Image.Resampling.BICUBIC)   # bicubic, as SiglipImageProcessor resizes
-    small.save(file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY)     # less than half the default's time, 2 % more bytes
+    small = image.resize((size, size), Image.Resampling.BICUBIC)  # bicubic, as SiglipImageProcessor resizes
+    small.save(
+        file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY
+    )  # less than half the default's time, 2 % more bytes
     return sha256, perceptual_hash(small), file.getvalue()
 
 
@@ -109,13 +127,19 @@ def summary(figures: dict) -> Iterator[str]:
     """The figures for a person: a line a data set, with what was dropped and why."""
     for name, account in figures.items():
         if isinstance(account, dict) and "images_kept" in account:
-            reasons = {key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key}
+            reasons = {
+                key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key
+            }
             reasons |= reasons.pop("bad", {})
-            dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
+            dropped = ", ".join(
+                f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count
+            )
             yield f"{name}: {account['images_kept']} images kept; dropped: {dropped or 'none'}"
     near = figures["near_copies"]
-    yield (f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them are near "
-           f"copies, of {near['films']} films")
+    yield (
+        f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them are near "
+        f"copies, of {near['films']} films"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from explainmyxray.studies import NO_FINDING, write_table
 
 def main() -> None:
     """Label every report of the table named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", type=Path, metavar="IN.csv", help="a table with a report in each row")
     parser.add_argument("--column", required=True, metavar="TEXT", help="the column that holds the reports")
     parser.add_argument("--out", required=True, type=Path, metavar="OUT.csv", help="the table to write")
@@ -55,7 +57,9 @@ def with_labels(table: pd.DataFrame, column: str, path: Path) -> pd.DataFrame:
     names = [*FINDINGS, NO_FINDING]
     if taken := [name for name in names if name in table]:
         raise UserError(f"{path} has a column {', '.join(taken)} already: rename it to keep it, or remove it")
-    labels = pd.DataFrame([label(text) for text in table[column]], columns=names, index=table.index, dtype=object)
+    labels = pd.DataFrame(
+        [label(text) for text in table[column]], columns=names, index=table.index, dtype=object
+    )
     return pd.concat([table, labels.fillna("")], axis=1)
 
 

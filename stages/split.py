@@ -12,7 +12,12 @@ from explainmyxray.settings import load_settings
 from explainmyxray.splits import SPLITS, make_splits
 from explainmyxray.studies import REPORT_COLUMNS, read_table, write_table
 
-REPORTS, FOLDER, METRICS, COUNTS = "data/reports.csv", "data/splits", "metrics/split.json", "metrics/labels.csv"
+REPORTS, FOLDER, METRICS, COUNTS = (
+    "data/reports.csv",
+    "data/splits",
+    "metrics/split.json",
+    "metrics/labels.csv",
+)
 
 
 def main() -> None:
@@ -22,7 +27,9 @@ def main() -> None:
         for name, part in parts.items():
             write_table(folder / f"{name}.csv", part)
     write_metrics(METRICS, figures)
-    counts = [(name, label, each["count"]) for name in SPLITS for label, each in figures[name]["labels"].items()]
+    counts = [
+        (name, label, each["count"]) for name in SPLITS for label, each in figures[name]["labels"].items()
+    ]
     write_table(COUNTS, pd.DataFrame(counts, columns=["split", "label", "count"]))
     print(summary(figures))
 

@@ -21,7 +21,9 @@ def main() -> None:
     studies = read_table(STUDIES)
     for image, labels in zip(studies["image"], studies["labels"]):
         if unknown := sorted(split_labels(labels) - set(FINDINGS)):
-            raise UserError(f"{STUDIES}: {image} has the label {unknown[0]!r}, which is no finding of findings.yaml")
+            raise UserError(
+                f"{STUDIES}: {image} has the label {unknown[0]!r}, which is no finding of findings.yaml"
+            )
     negatives = settings.reports.pertinent_negatives
     studies["report"] = [
         write(split_labels(labels), bank, random.Random(f"{settings.seed}:{image}"), negatives)
@@ -29,8 +31,10 @@ def main() -> None:
     ]
     write_table(REPORTS, studies[list(REPORT_COLUMNS)])
     words = studies["report"].str.split().str.len()
-    print(f"{len(studies)} reports, {studies['report'].nunique()} different texts, "
-          f"{words.median():.0f} words in the middle and {words.max()} at most -> {REPORTS}")
+    print(
+        f"{len(studies)} reports, {studies['report'].nunique()} different texts, "
+        f"{words.median():.0f} words in the middle and {words.max()} at most -> {REPORTS}"
+    )
 
 
 if __name__ == "__main__":

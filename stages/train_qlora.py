@@ -11,26 +11,26 @@ import shutil
 import time
 from pathlib import Path
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")   # the loader's processes are the parallelism
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are the parallelism
 
-import torch  # noqa: E402
-from accelerate import PartialState  # noqa: E402
-from accelerate.utils import set_seed  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from transformers.utils import logging
 
-from explainmyxray import familiar  # noqa: E402
-from explainmyxray.errors import exit_on_user_error  # noqa: E402
-from explainmyxray.model.adapter import add_lora, save_adapter, trainable  # noqa: E402
-from explainmyxray.model.base import check_base, load_base, load_processor  # noqa: E402
-from explainmyxray.model.batches import PROMPT, open_image  # noqa: E402
-from explainmyxray.model.identity import run_identity  # noqa: E402
-from explainmyxray.model.memory import layers_kept, recompute  # noqa: E402
-from explainmyxray.model.processes import is_first, quiet_but_first, run_in_processes  # noqa: E402
-from explainmyxray.model.training import datasets, train  # noqa: E402
-from explainmyxray.outputs import replacing, rounded, write_metrics  # noqa: E402
-from explainmyxray.runtime import write_runtime  # noqa: E402
-from explainmyxray.settings import Settings, load_settings  # noqa: E402
-from explainmyxray.studies import REPORT_COLUMNS, read_table  # noqa: E402
+from explainmyxray import familiar
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.model.adapter import add_lora, save_adapter, trainable
+from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.model.batches import PROMPT, open_image
+from explainmyxray.model.identity import run_identity
+from explainmyxray.model.memory import layers_kept, recompute
+from explainmyxray.model.processes import is_first, quiet_but_first, run_in_processes
+from explainmyxray.model.training import datasets, train
+from explainmyxray.outputs import replacing, rounded, write_metrics
+from explainmyxray.runtime import write_runtime
+from explainmyxray.settings import Settings, load_settings
+from explainmyxray.studies import REPORT_COLUMNS, read_table
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 
@@ -44,17 +44,22 @@ def train_adapter() -> None:
     """What every process does; the first one writes."""
     settings = load_settings()
     logging.set_verbosity_error()
-    state = PartialState(cpu=not torch.cuda.is_available())   # finds the other processes and this one's GPU
+    state = PartialState(cpu=not torch.cuda.is_available())  # finds the other processes and this one's GPU
     base = check_base(settings.model)
     tables = [SPLITS / f"{name}.csv" for name in ("train", "val")]
     rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
-    print(f"{len(rows['train'])} training and {len(rows['val'])} validation images, base {base.id} {base.revision or ''}", flush=True)
+    print(
+        f"{len(rows['train'])} training and {len(rows['val'])} validation images, base {base.id} {base.revision or ''}",
+        flush=True,
+    )
 
     set_seed(settings.train.seed)
     started = time.monotonic()
     processor = load_processor(base)
     training, validation = datasets(processor, rows, IMAGES, settings)
-    kept = layers_kept(settings.model_copy(update={"model": base}), training.before, min(max(training.tokens), training.room))
+    kept = layers_kept(
+        settings.model_copy(update={"model": base}), training.before, min(max(training.tokens), training.room)
+    )
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
     recompute(model, kept)
     count, percent = trainable(model)
@@ -68,7 +73,10 @@ def train_adapter() -> None:
         save(model, settings, base.revision, rows, figures)
         write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
         shutil.rmtree(checkpoints)
-        print(f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}", flush=True)
+        print(
+            f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}",
+            flush=True,
+        )
     state.destroy_process_group()
 
 
@@ -76,7 +84,9 @@ def save(model, settings: Settings, revision: str | None, rows: dict, figures: d
     """The adapter with its card and what its images looked like, and the figures."""
     with replacing(ADAPTER) as folder:
         save_adapter(model, folder, card_facts(settings, revision, rows, figures))
-        familiar.fit(*((open_image(IMAGES, name) for name in rows[part]["image"]) for part in ("train", "val"))).save(folder)
+        familiar.fit(
+            *((open_image(IMAGES, name) for name in rows[part]["image"]) for part in ("train", "val"))
+        ).save(folder)
     write_metrics("metrics/train.json", figures)
 
 
@@ -85,11 +95,21 @@ def card_facts(settings: Settings, revision: str | None, rows: dict, figures: di
     lora, quantization = settings.lora, settings.quantization
     targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
     return rounded(figures) | {
-        "base": settings.model.id, "revision": revision or "in this repository", "prompt": PROMPT, "seed": settings.train.seed,
-        "train_images": len(rows["train"]), "val_images": len(rows["val"]), "train_patients": rows["train"]["patient"].nunique(),
+        "base": settings.model.id,
+        "revision": revision or "in this repository",
+        "prompt": PROMPT,
+        "seed": settings.train.seed,
+        "train_images": len(rows["train"]),
+        "val_images": len(rows["val"]),
+        "train_patients": rows["train"]["patient"].nunique(),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
-        "r": lora.r, "alpha": lora.alpha, "dropout": lora.dropout, "target_modules": targets,
-        "quantization": f"4 bits, {quantization.bnb_4bit_quant_type}" if quantization.load_in_4bit else "none",
+        "r": lora.r,
+        "alpha": lora.alpha,
+        "dropout": lora.dropout,
+        "target_modules": targets,
+        "quantization": f"4 bits, {quantization.bnb_4bit_quant_type}"
+        if quantization.load_in_4bit
+        else "none",
     }
 
 

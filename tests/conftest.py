@@ -10,14 +10,21 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 
-sys.path.append(str(ROOT / "stages"))    # last: `import evaluate` means the library, not stages/evaluate.py
+sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the library, not stages/evaluate.py
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SMALL = {   # a run of seconds: everything else is as committed
+SMALL = {  # a run of seconds: everything else is as committed
     "data": {"phantom": {"count": 120}},
     "split": {"min_samples_per_class": 3},
-    "train": {"gradient_accumulation_steps": 1, "num_train_epochs": 0.25, "warmup_steps": 2, "eval_steps": 2, "save_steps": 2,
-              "dataloader_num_workers": 0, "learning_rate": 1.0e-3},
+    "train": {
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 0.25,
+        "warmup_steps": 2,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "dataloader_num_workers": 0,
+        "learning_rate": 1.0e-3,
+    },
     "evaluate": {"max_new_tokens": 24, "bootstrap_samples": 50, "gallery": 3},
 }
 
@@ -46,7 +53,7 @@ def run_stage(name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
     spec.loader.exec_module(module)
-    sys.path[:] = path   # evaluate.py moves its folder to the end
+    sys.path[:] = path  # evaluate.py moves its folder to the end
     module.main()
 
 

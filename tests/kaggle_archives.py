@@ -51,12 +51,20 @@ def workspace(folder: Path, source: str = "kaggle", **data) -> Path:
         text = re.sub(rf"(?m)^( +{key}:) \S+", rf"\1 {value}", text, count=1)
     (folder / "params.yaml").write_text(text)
     if source == "kaggle":
-        write_zip(folder / "data/archives" / PNEUMONIA, {
-            "chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1), "JPEG"),
-            "chest_xray/train/PNEUMONIA/person1_virus_2.jpeg": encoded(pixels(2), "JPEG"),
-        })
-        write_zip(folder / "data/archives" / NIH, nih_members(
-            "00000001_000.png,No Finding,000,00000001,060Y,M,PA", "00000002_000.png,Mass|Edema,000,00000002,013M,F,AP"))
+        write_zip(
+            folder / "data/archives" / PNEUMONIA,
+            {
+                "chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1), "JPEG"),
+                "chest_xray/train/PNEUMONIA/person1_virus_2.jpeg": encoded(pixels(2), "JPEG"),
+            },
+        )
+        write_zip(
+            folder / "data/archives" / NIH,
+            nih_members(
+                "00000001_000.png,No Finding,000,00000001,060Y,M,PA",
+                "00000002_000.png,Mass|Edema,000,00000002,013M,F,AP",
+            ),
+        )
     return folder
 
 

@@ -22,11 +22,13 @@ class Kaggle:
     """Files by name, what goes wrong, and what was asked."""
 
     files: dict[str, bytes] = field(default_factory=dict)
-    status: int = 200                                      # answer to DownloadDataset
-    silent: bool = False                                   # take DownloadDataset and never answer
-    file_status: list[int] = field(default_factory=list)   # answers to requests for a file, in turn; then 200
-    cut_after: list[int] = field(default_factory=list)     # bytes until the connection breaks, in turn; then whole
-    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)   # method, path, headers
+    status: int = 200  # answer to DownloadDataset
+    silent: bool = False  # take DownloadDataset and never answer
+    file_status: list[int] = field(default_factory=list)  # answers to requests for a file, in turn; then 200
+    cut_after: list[int] = field(
+        default_factory=list
+    )  # bytes until the connection breaks, in turn; then whole
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
 
     def headers(self, method: str, path: str) -> list[dict[str, str]]:
         return [headers for m, p, headers in self.requests if m == method and p.startswith(path)]
@@ -62,14 +64,20 @@ class _Handler(BaseHTTPRequestHandler):
         kaggle = self._note()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         if self.path.endswith("/IntrospectToken"):
-            self._answer(404 if body["token"].startswith("bad") else 200, {"active": True, "username": "somebody"})
+            self._answer(
+                404 if body["token"].startswith("bad") else 200, {"active": True, "username": "somebody"}
+            )
         elif kaggle.silent:
             self.server.closing.wait(10)
             self.close_connection = True
         elif kaggle.status != 200:
-            self._answer(kaggle.status, {"code": kaggle.status, "message": f"see /?{SIGNATURE}"}, {"Retry-After": "7"})
+            self._answer(
+                kaggle.status, {"code": kaggle.status, "message": f"see /?{SIGNATURE}"}, {"Retry-After": "7"}
+            )
         else:
-            address = f"http://localhost:{PORT}/files/{body['ownerSlug']}/{body['datasetSlug']}.zip?{SIGNATURE}"
+            address = (
+                f"http://localhost:{PORT}/files/{body['ownerSlug']}/{body['datasetSlug']}.zip?{SIGNATURE}"
+            )
             self._answer(302, headers={"Location": address})
 
     def do_GET(self):
@@ -89,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
         self.end_headers()
         if kaggle.cut_after:
-            self.wfile.write(whole[start:start + kaggle.cut_after.pop(0)])
+            self.wfile.write(whole[start : start + kaggle.cut_after.pop(0)])
             self.close_connection = True
         else:
             self.wfile.write(whole[start:])
@@ -98,7 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.kaggle.requests.append((self.command, urlsplit(self.path).path, dict(self.headers)))
         return self.server.kaggle
 
-    def _answer(self, status: int, content: dict | None = None, headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, content: dict | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         body = b"" if content is None else json.dumps(content).encode()
         self.send_response(status)
         usual = {"Content-Type": "application/json", "Content-Length": str(len(body))}

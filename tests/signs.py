@@ -9,18 +9,22 @@ from explainmyxray.sources.phantom import PhantomFilm
 from explainmyxray.sources.phantom_drawing import SIGNS, Build
 from explainmyxray.studies import split_labels
 
-PART = 0.25   # of a sign's greatest change of density: what changes less is its faint border
+PART = 0.25  # of a sign's greatest change of density: what changes less is its faint border
 
 
 def areas(film: PhantomFilm) -> dict[str, np.ndarray]:
     """For each finding of a phantom (size, size), true where its sign is."""
-    return {finding: np.abs(change) >= PART * np.abs(change).max() for finding, change in changes(film).items()}
+    return {
+        finding: np.abs(change) >= PART * np.abs(change).max() for finding, change in changes(film).items()
+    }
 
 
 def touched(film: PhantomFilm, side: int) -> dict[str, np.ndarray]:
     """For each finding of a phantom (side, side): the patches in which some of its sign is."""
     patch = film.size // side
-    return {finding: area.reshape(side, patch, side, patch).any((1, 3)) for finding, area in areas(film).items()}
+    return {
+        finding: area.reshape(side, patch, side, patch).any((1, 3)) for finding, area in areas(film).items()
+    }
 
 
 def changes(film: PhantomFilm) -> dict[str, np.ndarray]:
@@ -32,6 +36,7 @@ def changes(film: PhantomFilm) -> dict[str, np.ndarray]:
             before = canvas.density.copy()
             sign(canvas)
             found[finding] = canvas.density - before + _of_the_thorax(film, finding)
+
         return draw
 
     with patch.dict(SIGNS, {finding: recorded(finding, sign) for finding, sign in SIGNS.items()}):

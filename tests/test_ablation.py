@@ -3,12 +3,12 @@
 import importlib.util
 
 import pytest
-from conftest import ROOT, lay_over
 from ruamel.yaml import YAML
-from test_comparison import predictions
 
+from conftest import ROOT, lay_over
 from explainmyxray.pictures.ablation import plot_ablation
 from explainmyxray.settings import Settings
+from test_comparison import predictions
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,20 @@ def test_every_variant_is_a_valid_run_of_32_images_a_step(ablation):
 
 def test_the_table_tells_more_than_chance_from_chance(ablation, monkeypatch, tmp_path):
     skill = {"first": 0.7, "same": 0.7, "better": 0.95}
-    made = {ablation.experiment(variant, seed): predictions(right, 10 * place + seed)
-            for place, (variant, right) in enumerate(skill.items()) for seed in (1, 2, 3)}
+    made = {
+        ablation.experiment(variant, seed): predictions(right, 10 * place + seed)
+        for place, (variant, right) in enumerate(skill.items())
+        for seed in (1, 2, 3)
+    }
     monkeypatch.setattr(ablation, "predictions", made.get)
-    monkeypatch.chdir(ROOT)   # params.yaml, for the bootstrap's seed
+    monkeypatch.chdir(ROOT)  # params.yaml, for the bootstrap's seed
     table = ablation.summary({"variants": dict.fromkeys(skill, {}), "seeds": [1, 2, 3]}, samples=1000)
     f1 = table[table["figure"] == "micro-F1"].set_index("variant")
-    assert f1["difference"]["first"] == 0 and f1["low"]["same"] < 0 < f1["high"]["same"] and f1["low"]["better"] > 0.1
+    assert (
+        f1["difference"]["first"] == 0
+        and f1["low"]["same"] < 0 < f1["high"]["same"]
+        and f1["low"]["better"] > 0.1
+    )
     assert (f1["least"] < f1["value"]).all() and (f1["value"] < f1["most"]).all()
     plot_ablation(table, tmp_path / "ablation.png")
     assert (tmp_path / "ablation.png").stat().st_size > 5_000

@@ -7,16 +7,16 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import paligemma_3b
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+import paligemma_3b
 from explainmyxray.model.adapter import add_lora, trainable
 from explainmyxray.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-ANSWERS = {   # what the hub answers for each id: status, its own error code
+ANSWERS = {  # what the hub answers for each id: status, its own error code
     "google/paligemma-3b-pt-224": (403, "GatedRepo"),
     "google/paligema-3b": (401, "RepoNotFound"),
 }
@@ -26,7 +26,9 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the hub as answers for a file that may not be had."""
 
     def do_HEAD(self):
-        status, code = next((answer for name, answer in ANSWERS.items() if name in self.path), (404, "RepoNotFound"))
+        status, code = next(
+            (answer for name, answer in ANSWERS.items() if name in self.path), (404, "RepoNotFound")
+        )
         self.send_response(status)
         self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
@@ -54,20 +56,34 @@ exit_on_user_error(lambda: check_base(load_settings().model))
 """
 
 
-def check(tmp_path, model_id: str, endpoint: str, program=("-c", PROGRAM), **more) -> subprocess.CompletedProcess:
+def check(
+    tmp_path, model_id: str, endpoint: str, program=("-c", PROGRAM), **more
+) -> subprocess.CompletedProcess:
     """Ask for `model_id` in a process of its own, for the hub's client reads its address when it is imported."""
     text = (ROOT / "params.yaml").read_text().replace("id: models/tiny-paligemma ", f"id: {model_id} ")
     (tmp_path / "params.yaml").write_text(text)
-    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": "hf_secretsecretsecret",
-           "PYTHONPATH": str(ROOT / "stages"), **more}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_TOKEN": "hf_secretsecretsecret",
+        "PYTHONPATH": str(ROOT / "stages"),
+        **more,
+    }
     return subprocess.run([sys.executable, *program], cwd=tmp_path, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("model_id, says", [
-    ("google/paligemma-3b-pt-224", "asks for its licence to be accepted: do so on https://huggingface.co/google/paligemma-3b-pt-224"),
-    ("google/paligema-3b", "there is no model google/paligema-3b"),
-    ("not a model", "is neither a folder here nor the id of a model on the hub"),
-])
+@pytest.mark.parametrize(
+    "model_id, says",
+    [
+        (
+            "google/paligemma-3b-pt-224",
+            "asks for its licence to be accepted: do so on https://huggingface.co/google/paligemma-3b-pt-224",
+        ),
+        ("google/paligema-3b", "there is no model google/paligema-3b"),
+        ("not a model", "is neither a folder here nor the id of a model on the hub"),
+    ],
+)
 def test_what_the_hub_refuses_is_one_line(tmp_path, hub, model_id, says):
     done = check(tmp_path, model_id, hub)
     assert done.returncode == 1
@@ -84,7 +100,7 @@ def test_the_training_stage_ends_before_it_looks_at_any_data(tmp_path, hub):
 
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}])
 def test_no_network_is_one_line(tmp_path, more):
-    done = check(tmp_path, "google/paligemma-3b-pt-224", "http://127.0.0.1:9", **more)   # nobody listens there
+    done = check(tmp_path, "google/paligemma-3b-pt-224", "http://127.0.0.1:9", **more)  # nobody listens there
     assert done.returncode == 1
     assert "the hub cannot be reached" in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -99,7 +115,10 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
 def test_paligemma_3b_has_the_parameters_that_the_guide_says():
     """The shape of google/paligemma-3b-pt-224 on the meta device: LoRA r 16 on attention trains 0.2277 % of it."""
     with torch.device("meta"):
-        model = add_lora(AutoModelForImageTextToText.from_config(paligemma_3b.shape()), load_settings(ROOT / "params.yaml").lora)
+        model = add_lora(
+            AutoModelForImageTextToText.from_config(paligemma_3b.shape()),
+            load_settings(ROOT / "params.yaml").lora,
+        )
     count, percent = trainable(model)
     assert count == 6_672_384
     assert round(percent, 4) == 0.2277

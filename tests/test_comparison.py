@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_params
 
+from conftest import write_params
 from explainmyxray.errors import UserError
 from explainmyxray.outputs import write_metrics
 from explainmyxray.reports import writer
@@ -30,9 +30,20 @@ def predictions(right: float, seed: int, images: int = 120) -> pd.DataFrame:
         labels = set(facts.choice(NAMES, size=facts.integers(0, 3), replace=False))
         said = labels if luck.random() < right else set(luck.choice(NAMES, size=1))
         wording = random.Random(row)
-        texts = {name: writer.write(each, bank, wording, 1) for name, each in (("report", labels), (card.MODEL, said))}
-        rows.append({name: "" for name in card.COLUMNS} | texts | {
-            "image": f"{row}.png", "source": "phantom", "patient": f"p{row // 2}", "labels": join_labels(labels)})
+        texts = {
+            name: writer.write(each, bank, wording, 1)
+            for name, each in (("report", labels), (card.MODEL, said))
+        }
+        rows.append(
+            dict.fromkeys(card.COLUMNS, "")
+            | texts
+            | {
+                "image": f"{row}.png",
+                "source": "phantom",
+                "patient": f"p{row // 2}",
+                "labels": join_labels(labels),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -50,28 +61,31 @@ def test_a_model_that_is_better_is_told_from_one_that_is_not():
 def test_chance_alone_is_seldom_called_a_difference():
     """A 95 % interval leaves out the truth in about one of twenty pairs of equal models."""
     pairs = [(predictions(0.7, 100 + seed), predictions(0.7, 200 + seed)) for seed in range(40)]
-    called = [not compare(*pair, 200, seed).set_index("figure").loc["findings.micro_f1", "noise"] for seed, pair in enumerate(pairs)]
-    assert sum(called) <= 7   # binomial(40, 0.05): more in one of 1,000
+    called = [
+        not compare(*pair, 200, seed).set_index("figure").loc["findings.micro_f1", "noise"]
+        for seed, pair in enumerate(pairs)
+    ]
+    assert sum(called) <= 7  # binomial(40, 0.05): more in one of 1,000
 
 
 def test_the_comparison_is_paired_and_seeded():
     before = predictions(0.7, 1)
     after = before.copy()
-    after.loc[:9, card.MODEL] = after.loc[:9, "report"]   # ten reports better, all others the same
+    after.loc[:9, card.MODEL] = after.loc[:9, "report"]  # ten reports better, all others the same
     table = compare(before, after, 2000, 0)
     width = table.set_index("figure").loc["findings.micro_f1"]
     alone = compare(before, predictions(0.7, 2), 2000, 0).set_index("figure").loc["findings.micro_f1"]
     assert width["high"] - width["low"] < 0.6 * (alone["high"] - alone["low"])
     assert compare(before, before, 100, 0)["noise"].all()
     pd.testing.assert_frame_equal(table, compare(before, after, 2000, 0))
-    assert not table["figure"].str.contains("Hernia").any()   # no test image has it
+    assert not table["figure"].str.contains("Hernia").any()  # no test image has it
 
 
 def test_only_images_that_both_have_are_compared():
     before, after = predictions(0.6, 1), predictions(0.6, 2).sample(frac=1, random_state=0)
     left, right = shared(before.iloc[:100], after)
     assert len(left) == 100 and list(left["image"]) == list(right["image"])
-    other = after.assign(patient="q" + after["patient"])   # the same names, another seed's phantoms
+    other = after.assign(patient="q" + after["patient"])  # the same names, another seed's phantoms
     with pytest.raises(UserError, match="cannot be compared"):
         shared(before, other)
 
@@ -79,6 +93,7 @@ def test_only_images_that_both_have_are_compared():
 @pytest.fixture
 def repository(tmp_path):
     """A repository with a weak model in the commit `weak` and a better one, with another rank, in the working tree."""
+
     def run(*command):
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
@@ -91,7 +106,11 @@ def repository(tmp_path):
     run("git", "init", "-q"), run("dvc", "init", "-q")
     (tmp_path / "dvc.yaml").write_text("params: [params.yaml]\nmetrics: [metrics/eval.json]\n")
     put(predictions(0.5, 1), 16)
-    run("git", "add", "."), run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "weak"), run("git", "tag", "weak")
+    (
+        run("git", "add", "."),
+        run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "weak"),
+        run("git", "tag", "weak"),
+    )
     put(predictions(0.95, 2), 32)
     return run
 
@@ -111,4 +130,8 @@ def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
 
 def test_a_revision_that_is_not_there_is_one_line(repository):
     missing = repository(sys.executable, str(ROOT / "stages/compare.py"), "nosuch")
-    assert missing.returncode == 1 and len(missing.stderr.strip().splitlines()) == 1 and "nosuch" in missing.stderr
+    assert (
+        missing.returncode == 1
+        and len(missing.stderr.strip().splitlines()) == 1
+        and "nosuch" in missing.stderr
+    )

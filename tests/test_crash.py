@@ -30,13 +30,13 @@ def killed_after(seconds: float | None, folder: Path, context) -> bool:
 
 def test_ten_kills_at_random_moments_change_nothing(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "stages")]))
-    context = multiprocessing.get_context("forkserver")   # imports once, then forks
+    context = multiprocessing.get_context("forkserver")  # imports once, then forks
     context.set_forkserver_preload(["conftest", "train_qlora"])
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data").symlink_to(small_data / "data")
-        write_params(tmp_path / name, SMALL, {"train": {"num_train_epochs": 0.6}})   # 15 steps, 7 validations
-    killed_after(0, tmp_path / "whole", context)   # starts the server
+        write_params(tmp_path / name, SMALL, {"train": {"num_train_epochs": 0.6}})  # 15 steps, 7 validations
+    killed_after(0, tmp_path / "whole", context)  # starts the server
     started = time.monotonic()
     assert not killed_after(None, tmp_path / "whole", context)
     whole_run = time.monotonic() - started
@@ -46,5 +46,9 @@ def test_ten_kills_at_random_moments_change_nothing(small_data, tmp_path, monkey
         if killed_after(rng.uniform(0.2, 0.8) * whole_run, tmp_path / "killed", context):
             kills += 1
     killed_after(None, tmp_path / "killed", context)
-    for name in ("models/adapter/adapter_model.safetensors", "metrics/train.json", "metrics/curves/plots/metrics/eval_loss.tsv"):
+    for name in (
+        "models/adapter/adapter_model.safetensors",
+        "metrics/train.json",
+        "metrics/curves/plots/metrics/eval_loss.tsv",
+    ):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from conftest import run_stage
 from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.datasets import load_sample_image
 
+from conftest import run_stage
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.films import files, is_colour, open_film
 from explainmyxray.reports.findings import FINDINGS
@@ -27,13 +27,23 @@ def dicom(pixels: np.ndarray, bits: int, **header) -> bytes:
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["a"])
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = (
+        pydicom.uid.DigitalXRayImageStorageForPresentation
+    )
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid(
+        entropy_srcs=["a"]
+    )
     dataset.PatientName, dataset.PatientID, dataset.StudyDate = PATIENT, "Q4711", "19990101"
     frames = pixels.shape[0] if pixels.ndim == 3 else 1
     dataset.Rows, dataset.Columns = pixels.shape[-2:]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (8, 8, 7) if bits == 8 else (16, bits, bits - 1)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = (
+        1,
+        "MONOCHROME2",
+        0,
+    )
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (
+        (8, 8, 7) if bits == 8 else (16, bits, bits - 1)
+    )
     if frames > 1:
         dataset.NumberOfFrames = frames
     for name, value in header.items():
@@ -55,11 +65,17 @@ def film() -> Image.Image:
     return next(iter(phantom.sample(phantom.PIPELINE, 5, 1, 224))).read()
 
 
-@pytest.mark.parametrize("bits, header", [
-    (8, {}), (12, {"WindowCenter": 2048, "WindowWidth": 4096}), (16, {}), (12, {"RescaleSlope": 2, "RescaleIntercept": -100}),
-])
+@pytest.mark.parametrize(
+    "bits, header",
+    [
+        (8, {}),
+        (12, {"WindowCenter": 2048, "WindowWidth": 4096}),
+        (16, {}),
+        (12, {"RescaleSlope": 2, "RescaleIntercept": -100}),
+    ],
+)
 def test_a_dicom_file_shows_the_film_at_any_depth(film, bits, header):
-    values = np.asarray(film, float) / 255 * (2 ** bits - 1)
+    values = np.asarray(film, float) / 255 * (2**bits - 1)
     shown = np.asarray(open_film(dicom(values.round(), bits, **header)), float)
     expected = np.asarray(film, float)
     expected = (expected - expected.min()) / (expected.max() - expected.min()) * 255
@@ -72,11 +88,22 @@ def test_a_dicom_window_cuts_off_what_lies_outside_it(film):
     assert (shown[values < 1490] == 0).all() and (shown[values > 2510] == 255).all()
 
 
-@pytest.mark.parametrize("header", [
-    {"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 100}, {"WindowWidth": ""},
-    {"RescaleSlope": -1, "RescaleIntercept": 255, "PhotometricInterpretation": "MONOCHROME1"},
-    {"RescaleSlope": -1, "RescaleIntercept": 255, "PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 128, "WindowWidth": 256},
-])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": 100},
+        {"WindowWidth": ""},
+        {"RescaleSlope": -1, "RescaleIntercept": 255, "PhotometricInterpretation": "MONOCHROME1"},
+        {
+            "RescaleSlope": -1,
+            "RescaleIntercept": 255,
+            "PhotometricInterpretation": "MONOCHROME1",
+            "WindowCenter": 128,
+            "WindowWidth": 256,
+        },
+    ],
+)
 def test_an_empty_window_and_a_falling_slope_leave_a_film(film, header):
     shown, plain = (np.asarray(open_film(dicom(np.asarray(film), 8, **each)), float) for each in (header, {}))
     assert np.abs(shown - plain).max() <= 2 or np.corrcoef(shown.ravel(), plain.ravel())[0, 1] > 0.999
@@ -90,20 +117,36 @@ def test_monochrome1_is_turned_and_the_first_of_many_frames_is_taken(film):
     assert open_film(dicom(frames, 8)).tobytes() == open_film(dicom(pixels, 8)).tobytes()
 
 
-@pytest.mark.parametrize("name", [
-    "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_dcmtk.dcm",
-    "examples_palette.dcm", "MR_small_bigendian.dcm", "SC_rgb_rle_2frame.dcm",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CT_small.dcm",
+        "MR_small.dcm",
+        "MR_small_RLE.dcm",
+        "JPEG2000.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "examples_palette.dcm",
+        "MR_small_bigendian.dcm",
+        "SC_rgb_rle_2frame.dcm",
+    ],
+)
 def test_the_files_that_pydicom_ships_are_read(name):
     image = open_film(Path(get_testdata_file(name)).read_bytes())
     assert image.mode == "L" and image.getextrema()[1] > 128
 
 
-@pytest.mark.parametrize("data, reason", [
-    (b"", "empty"), (b"no image at all", "not_an_image"), (Path(get_testdata_file("rtplan.dcm")).read_bytes(), "not_an_image"),
-    (Path(get_testdata_file("MR_truncated.dcm")).read_bytes(), "damaged"), (bytes(128) + b"DICM" + b"\xff" * 64, "not_an_image"),
-    (Path(get_testdata_file("image_dfl.dcm")).read_bytes(), "unknown_compression"),
-])
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"no image at all", "not_an_image"),
+        (Path(get_testdata_file("rtplan.dcm")).read_bytes(), "not_an_image"),
+        (Path(get_testdata_file("MR_truncated.dcm")).read_bytes(), "damaged"),
+        (bytes(128) + b"DICM" + b"\xff" * 64, "not_an_image"),
+        (Path(get_testdata_file("image_dfl.dcm")).read_bytes(), "unknown_compression"),
+    ],
+)
 def test_what_is_no_image_is_refused(data, reason):
     with pytest.raises(BadImage) as refused:
         open_film(data)
@@ -113,10 +156,17 @@ def test_what_is_no_image_is_refused(data, reason):
 def test_nothing_is_said_of_a_header_that_is_wrong(film, capfd, caplog, recwarn):
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     try:
-        data = dicom(np.asarray(film), 8, SpecificCharacterSet="Doe^Jane", StudyDate="Doe", PatientBirthDate="Jane", SeriesInstanceUID="Doe.1")
+        data = dicom(
+            np.asarray(film),
+            8,
+            SpecificCharacterSet="Doe^Jane",
+            StudyDate="Doe",
+            PatientBirthDate="Jane",
+            SeriesInstanceUID="Doe.1",
+        )
     finally:
         pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
-    recwarn.clear(), caplog.clear(), capfd.readouterr()   # what writing such a file said
+    recwarn.clear(), caplog.clear(), capfd.readouterr()  # what writing such a file said
     assert open_film(data).size == film.size
     with pytest.raises(BadImage):
         open_film(data[:-1000])
@@ -152,7 +202,14 @@ def explain(monkeypatch, capsys, *arguments) -> str:
 
 def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
     told = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
-    assert [Path(each["image"]).name for each in told] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "IM00001"]
+    assert [Path(each["image"]).name for each in told] == [
+        "a.png",
+        "c.jpg",
+        "d.png",
+        "e.png",
+        "f.png",
+        "IM00001",
+    ]
     a, c, d, e, f, b = told
     assert a["report"] and 0 < a["certainty"] < 1 and set(a["probabilities"]) == set(FINDINGS)
     assert all(share * 4 == int(share * 4) for share in a["probabilities"].values())
@@ -162,10 +219,18 @@ def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
 
 
 def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monkeypatch, capsys):
-    table = pd.read_csv(io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", "--csv")))
-    assert list(table.columns[:4]) == ["image", "report", "findings", "certainty"] and set(FINDINGS) < set(table.columns)
+    table = pd.read_csv(
+        io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", "--csv"))
+    )
+    assert list(table.columns[:4]) == ["image", "report", "findings", "certainty"] and set(FINDINGS) < set(
+        table.columns
+    )
     text = explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", folder / "f.png")
-    assert table["report"][0] in text and "not a medical device" in text and "WARNING: the image is unlike" in text
+    assert (
+        table["report"][0] in text
+        and "not a medical device" in text
+        and "WARNING: the image is unlike" in text
+    )
     everything = text + table.to_csv()
     assert not any(secret in everything for secret in ("Doe", "Jane", "4711", "1999"))
 

@@ -20,10 +20,20 @@ def phantoms(seed: int, count: int) -> list[Image.Image]:
 
 def others() -> list[Image.Image]:
     """Photographs that scikit-learn ships, in pieces, and pictures of nothing."""
-    pieces = [Image.fromarray(photo[y:y + 300, x:x + 300]) for photo in load_sample_images().images
-              for y in (0, 120) for x in (0, 150, 330)]
+    pieces = [
+        Image.fromarray(photo[y : y + 300, x : x + 300])
+        for photo in load_sample_images().images
+        for y in (0, 120)
+        for x in (0, 150, 330)
+    ]
     noise = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
-    return [*pieces, Image.new("L", (224, 224)), Image.fromarray(noise), Image.linear_gradient("L"), Image.radial_gradient("L")]
+    return [
+        *pieces,
+        Image.new("L", (224, 224)),
+        Image.fromarray(noise),
+        Image.linear_gradient("L"),
+        Image.radial_gradient("L"),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,31 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import fetch
 import numpy as np
 import pandas as pd
 import pytest
-from kaggle_archives import (HEADER, NIH, PNEUMONIA, REAL, ROOT, accounted_for, encoded, nih_members, pixels,
-                             stage_command, stage_environment, workspace, write_zip)
 from PIL import Image
 
+import fetch
 from explainmyxray import studies
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import kaggle
+from kaggle_archives import (
+    HEADER,
+    NIH,
+    PNEUMONIA,
+    REAL,
+    ROOT,
+    accounted_for,
+    encoded,
+    nih_members,
+    pixels,
+    stage_command,
+    stage_environment,
+    workspace,
+    write_zip,
+)
 
 real = pytest.mark.skipif(not REAL.exists(), reason="the real films are not beside this checkout")
 
@@ -34,12 +47,19 @@ def run() -> tuple[pd.DataFrame, dict]:
 
 
 def everything(folder: Path = Path(".")) -> dict[str, bytes]:
-    found = [*(folder / "data/images").rglob("*.png"), folder / "data/studies.csv", folder / "metrics/fetch.json"]
+    found = [
+        *(folder / "data/images").rglob("*.png"),
+        folder / "data/studies.csv",
+        folder / "metrics/fetch.json",
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def pneumonia(members: dict[str, bytes]) -> None:
-    write_zip(Path("data/archives") / PNEUMONIA, {f"chest_xray/train/{name}": data for name, data in members.items()})
+    write_zip(
+        Path("data/archives") / PNEUMONIA,
+        {f"chest_xray/train/{name}": data for name, data in members.items()},
+    )
 
 
 def test_rows_and_images(place):
@@ -51,8 +71,26 @@ def test_rows_and_images(place):
     assert table.drop(columns=["sha256", "same_film"]).to_dict("split")["data"] == [
         [f"{kermany}/IM-0001-0001.png", kermany, f"{kermany}-IM-0001", "No Finding", "", "", "", ""],
         [f"{kermany}/person1_virus_2.png", kermany, f"{kermany}-virus-1", "Pneumonia", "virus", "", "", ""],
-        ["nih_sample/00000001_000.png", "nih_sample", "nih_sample-00000001", "No Finding", "", "PA", "60", "M"],
-        ["nih_sample/00000002_000.png", "nih_sample", "nih_sample-00000002", "Edema|Mass", "", "AP", "1", "F"],
+        [
+            "nih_sample/00000001_000.png",
+            "nih_sample",
+            "nih_sample-00000001",
+            "No Finding",
+            "",
+            "PA",
+            "60",
+            "M",
+        ],
+        [
+            "nih_sample/00000002_000.png",
+            "nih_sample",
+            "nih_sample-00000002",
+            "Edema|Mass",
+            "",
+            "AP",
+            "1",
+            "F",
+        ],
     ]
     for path in table["image"]:
         with Image.open(f"data/images/{path}") as image:
@@ -76,48 +114,74 @@ def test_the_sum_is_of_the_full_size_pixels(place):
 
 def test_a_film_stored_in_colour_is_a_copy_of_the_grey_one(place):
     grey = Image.fromarray(pixels(7))
-    pneumonia({"PNEUMONIA/person1_bacteria_1.jpeg": encoded(grey),
-               "PNEUMONIA/person2_bacteria_2.jpeg": encoded(grey.convert("RGB")),
-               "PNEUMONIA/person3_bacteria_3.jpeg": encoded(grey.rotate(180))})
+    pneumonia(
+        {
+            "PNEUMONIA/person1_bacteria_1.jpeg": encoded(grey),
+            "PNEUMONIA/person2_bacteria_2.jpeg": encoded(grey.convert("RGB")),
+            "PNEUMONIA/person3_bacteria_3.jpeg": encoded(grey.rotate(180)),
+        }
+    )
     table, metrics = run()
     account = metrics["chest_xray_pneumonia"]
-    assert (account["images_kept"], account["pixel_copies_dropped"], account["copies_with_other_labels"]) == (2, 1, 0)
+    assert (account["images_kept"], account["pixel_copies_dropped"], account["copies_with_other_labels"]) == (
+        2,
+        1,
+        0,
+    )
     assert not table["image"].str.contains("person2").any() and table["sha256"].is_unique
 
 
 def test_same_pixels_in_another_shape_are_no_copy(place):
-    pneumonia({"NORMAL/IM-0001-0001.jpeg": encoded(pixels(1, 40, 48)),
-               "NORMAL/IM-0002-0001.jpeg": encoded(pixels(1, 48, 40))})
+    pneumonia(
+        {
+            "NORMAL/IM-0001-0001.jpeg": encoded(pixels(1, 40, 48)),
+            "NORMAL/IM-0002-0001.jpeg": encoded(pixels(1, 48, 40)),
+        }
+    )
     assert run()[1]["chest_xray_pneumonia"]["images_kept"] == 2
 
 
 def test_copies_that_disagree_are_counted_and_the_first_is_kept(place):
-    same = encoded(pixels(1000))   # also NIH's first film
-    write_zip(Path("data/archives") / PNEUMONIA, {   # first by name, though last in the archive
-        "chest_xray/test/PNEUMONIA/person1_virus_2.jpeg": same, "chest_xray/train/NORMAL/IM-0001-0001.jpeg": same})
+    same = encoded(pixels(1000))  # also NIH's first film
+    write_zip(
+        Path("data/archives") / PNEUMONIA,
+        {  # first by name, though last in the archive
+            "chest_xray/test/PNEUMONIA/person1_virus_2.jpeg": same,
+            "chest_xray/train/NORMAL/IM-0001-0001.jpeg": same,
+        },
+    )
     table, metrics = run()
-    counts = {name: (account["pixel_copies_dropped"], account["copies_with_other_labels"])
-              for name, account in metrics.items() if name in ("chest_xray_pneumonia", "nih_sample")}
+    counts = {
+        name: (account["pixel_copies_dropped"], account["copies_with_other_labels"])
+        for name, account in metrics.items()
+        if name in ("chest_xray_pneumonia", "nih_sample")
+    }
     assert counts == {"chest_xray_pneumonia": (1, 1), "nih_sample": (1, 0)}
     assert table["image"].tolist() == ["chest_xray_pneumonia/IM-0001-0001.png", "nih_sample/00000002_000.png"]
 
 
 def test_another_film_under_a_taken_name_is_dropped_and_said(place):
-    write_zip(Path("data/archives") / PNEUMONIA, {
-        "chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1)),
-        "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(2)),
-        "chest_xray/chest_xray/test/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1)),
-        "chest_xray/train/NORMAL/someone.jpeg": encoded(pixels(3)),
-        "chest_xray/train/NORMAL/person9_virus_9.jpeg": encoded(pixels(4)),
-    })
+    write_zip(
+        Path("data/archives") / PNEUMONIA,
+        {
+            "chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1)),
+            "chest_xray/chest_xray/train/NORMAL/IM-0001-0001.jpeg": encoded(pixels(2)),
+            "chest_xray/chest_xray/test/NORMAL/IM-0001-0001.jpeg": encoded(pixels(1)),
+            "chest_xray/train/NORMAL/someone.jpeg": encoded(pixels(3)),
+            "chest_xray/train/NORMAL/person9_virus_9.jpeg": encoded(pixels(4)),
+        },
+    )
     account = run()[1]["chest_xray_pneumonia"]
-    assert account["tree_copies_dropped"] == account["bad_dropped"]["name_taken"] == account["images_kept"] == 1
+    assert (
+        account["tree_copies_dropped"] == account["bad_dropped"]["name_taken"] == account["images_kept"] == 1
+    )
     assert account["bad_dropped"]["unknown_name"] == 2 and accounted_for(account) == account["members"] == 5
 
 
 def test_rows_and_images_that_miss_each_other_are_counted(place):
-    members = nih_members("00000001_000.png,Mass,000,00000001,060Y,M,PA",
-                          "00000002_000.png,Edema,000,00000002,060Y,M,PA")
+    members = nih_members(
+        "00000001_000.png,Mass,000,00000001,060Y,M,PA", "00000002_000.png,Edema,000,00000002,060Y,M,PA"
+    )
     members["sample/images/00000009_000.PNG"] = members.pop("sample/images/00000002_000.png")
     write_zip(Path("data/archives") / NIH, members)
     account = run()[1]["nih_sample"]
@@ -139,15 +203,21 @@ def test_phantoms(tmp_path, monkeypatch):
     assert set(table["source"]) == {"phantom"}
 
 
-@pytest.mark.parametrize("label_file, words", [
-    (None, "no sample_labels.csv"),
-    (HEADER.replace(",Patient ID,Patient Age", "") + "\n", "lacks the columns Patient ID, Patient Age"),
-    ("", "is no table"),
-    (f"{HEADER}\n00000001_000.png,Broken Leg,000,00000001,060Y,M,PA\n", "00000001_000 has the labels 'Broken Leg'"),
-    (f"{HEADER}\n00000001_000.png,No Finding|Mass,000,00000001,060Y,M,PA\n", "'No Finding|Mass'"),
-    (f"{HEADER}\n00000001_000.png,Mass,000,,060Y,M,PA\n", "00000001_000 has no patient"),
-    (f"{HEADER}\n" + "00000001_000.png,Mass,000,00000001,060Y,M,PA\n" * 2, "00000001_000 has two rows"),
-])
+@pytest.mark.parametrize(
+    "label_file, words",
+    [
+        (None, "no sample_labels.csv"),
+        (HEADER.replace(",Patient ID,Patient Age", "") + "\n", "lacks the columns Patient ID, Patient Age"),
+        ("", "is no table"),
+        (
+            f"{HEADER}\n00000001_000.png,Broken Leg,000,00000001,060Y,M,PA\n",
+            "00000001_000 has the labels 'Broken Leg'",
+        ),
+        (f"{HEADER}\n00000001_000.png,No Finding|Mass,000,00000001,060Y,M,PA\n", "'No Finding|Mass'"),
+        (f"{HEADER}\n00000001_000.png,Mass,000,,060Y,M,PA\n", "00000001_000 has no patient"),
+        (f"{HEADER}\n" + "00000001_000.png,Mass,000,00000001,060Y,M,PA\n" * 2, "00000001_000 has two rows"),
+    ],
+)
 def test_a_label_file_that_cannot_be_used_is_named(place, label_file, words):
     members = nih_members("00000001_000.png,Mass,000,00000001,060Y,M,PA")
     del members["sample_labels.csv"]
@@ -184,7 +254,7 @@ def test_a_fetch_that_fails_midway_leaves_earlier_outputs_and_no_remnant(place, 
     write = Path.write_bytes
 
     def full(path, data):
-        if path.name.startswith("00000002"):   # the last of four
+        if path.name.startswith("00000002"):  # the last of four
             raise OSError(28, "No space left on device")
         return write(path, data)
 
@@ -209,10 +279,22 @@ def test_what_a_new_fetch_does_not_keep_is_gone(place):
     assert sorted(p.name for p in Path("data/images/chest_xray_pneumonia").iterdir()) == ["IM-0009-0001.png"]
 
 
-@pytest.mark.parametrize("text, years", [
-    ("060Y", "60"), ("013M", "1"), ("012M", "1"), ("001D", "0"), ("011M", "0"), ("060W", "1"), ("100Y", "100"),
-    ("411Y", ""), ("", ""), ("Y", ""), ("60", ""),
-])
+@pytest.mark.parametrize(
+    "text, years",
+    [
+        ("060Y", "60"),
+        ("013M", "1"),
+        ("012M", "1"),
+        ("001D", "0"),
+        ("011M", "0"),
+        ("060W", "1"),
+        ("100Y", "100"),
+        ("411Y", ""),
+        ("", ""),
+        ("Y", ""),
+        ("60", ""),
+    ],
+)
 def test_ages(text, years):
     assert kaggle.age_years(text) == years
 
@@ -257,7 +339,9 @@ def test_real_films_on_all_cores_and_on_one(tmp_path, monkeypatch):
     archives = folders["all"] / "data/archives"
     make = [sys.executable, ROOT.parent / "shared/make_kaggle_archives", archives, "--limit", "70"]
     subprocess.run(make, check=True, capture_output=True)
-    done = subprocess.run(stage_command(), cwd=folders["all"], env=stage_environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        stage_command(), cwd=folders["all"], env=stage_environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for path in archives.iterdir():
         (folders["one"] / "data/archives" / path.name).write_bytes(path.read_bytes())
@@ -266,7 +350,13 @@ def test_real_films_on_all_cores_and_on_one(tmp_path, monkeypatch):
     table, metrics = run()
     assert everything(folders["one"]) == everything(folders["all"])
     pneumonia, nih = metrics["chest_xray_pneumonia"], metrics["nih_sample"]
-    assert accounted_for(pneumonia) == pneumonia["members"] == 426 and accounted_for(nih) == nih["members"] == 14
-    assert pneumonia["tree_copies_dropped"] == 140 and pneumonia["junk_dropped"] == 146 and nih["images_kept"] == 6
+    assert (
+        accounted_for(pneumonia) == pneumonia["members"] == 426 and accounted_for(nih) == nih["members"] == 14
+    )
+    assert (
+        pneumonia["tree_copies_dropped"] == 140
+        and pneumonia["junk_dropped"] == 146
+        and nih["images_kept"] == 6
+    )
     assert len(table) == 146 and table["sha256"].is_unique
     assert "146 junk, 140 tree copies" in done.stdout

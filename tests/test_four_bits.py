@@ -4,20 +4,24 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 from PIL import Image
-from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.batches import TrainingCollator
 from explainmyxray.model.loss import report_loss
+from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 
 def load():
     torch.manual_seed(0)
-    return add_lora(load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0}))
+    return add_lora(
+        load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0})
+    )
 
 
-@pytest.mark.parametrize("shape", [(160, 160), (160, 480), (128, 256), (1152, 4304)])   # the tower's, and SigLIP's fc2
+@pytest.mark.parametrize(
+    "shape", [(160, 160), (160, 480), (128, 256), (1152, 4304)]
+)  # the tower's, and SigLIP's fc2
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_weights_are_decoded_as_they_were_coded(shape, quant_type):
     load()
@@ -34,7 +38,9 @@ def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model = load()
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
-    batch = TrainingCollator(load_processor(MODEL))([(Image.new("L", (224, 224), 90), report) for report in REPORTS])
+    batch = TrainingCollator(load_processor(MODEL))(
+        [(Image.new("L", (224, 224), 90), report) for report in REPORTS]
+    )
 
     report_loss(model.train(), batch).backward()
     before = gradients(model)

@@ -8,32 +8,38 @@ import time
 import zipfile
 
 import pytest
-from kaggle_archives import NIH, PNEUMONIA, encoded, pixels, stage_command, stage_environment, workspace
-from kaggle_server import SIGNATURE, Kaggle
 
 from explainmyxray.errors import UserError
 from explainmyxray.sources import kaggle_download
+from kaggle_archives import NIH, PNEUMONIA, encoded, pixels, stage_command, stage_environment, workspace
+from kaggle_server import SIGNATURE, Kaggle
 
-NOWHERE = "http://127.0.0.1:9"   # so that no request of a test can reach the real Kaggle
+NOWHERE = "http://127.0.0.1:9"  # so that no request of a test can reach the real Kaggle
 
 
 def film_archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for number in range(60):
-            archive.writestr(f"chest_xray/train/NORMAL/IM-{number:04}-0001.jpeg", encoded(pixels(number, 256, 256)))
+            archive.writestr(
+                f"chest_xray/train/NORMAL/IM-{number:04}-0001.jpeg", encoded(pixels(number, 256, 256))
+            )
     return file.getvalue()
 
 
-WHOLE = film_archive()   # about 4 MB: the client reads 1 MiB at a time
+WHOLE = film_archive()  # about 4 MB: the client reads 1 MiB at a time
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """No credentials, no way out, no waiting between attempts."""
-    environment = {"KAGGLE_API_ENVIRONMENT": "TEST", "HOME": str(tmp_path / "home"),
-                   "KAGGLE_CONFIG_DIR": str(tmp_path / "config"),
-                   "HTTPS_PROXY": NOWHERE, "NO_PROXY": "localhost,127.0.0.1"}
+    environment = {
+        "KAGGLE_API_ENVIRONMENT": "TEST",
+        "HOME": str(tmp_path / "home"),
+        "KAGGLE_CONFIG_DIR": str(tmp_path / "config"),
+        "HTTPS_PROXY": NOWHERE,
+        "NO_PROXY": "localhost,127.0.0.1",
+    }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "https_proxy", "no_proxy"):
@@ -98,22 +104,32 @@ def test_an_error_page_in_the_middle_does_not_spoil_the_next_run(tmp_path, kaggl
     assert download(tmp_path).read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("status, advice", [
-    (401, "put it into the environment as KAGGLE_API_TOKEN or into ~/.kaggle/access_token"),
-    (403, "accept the terms at https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia"),
-    (404, "not there any more"), (429, "wait 7 seconds and run again"), (500, "run again later"),
-])
+@pytest.mark.parametrize(
+    "status, advice",
+    [
+        (401, "put it into the environment as KAGGLE_API_TOKEN or into ~/.kaggle/access_token"),
+        (403, "accept the terms at https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia"),
+        (404, "not there any more"),
+        (429, "wait 7 seconds and run again"),
+        (500, "run again later"),
+    ],
+)
 def test_each_refusal_says_what_to_do(tmp_path, kaggle, status, advice):
     kaggle.status = status
     message = failure(tmp_path)
     assert f"Kaggle answered {status} for chest-xray-pneumonia" in message and advice in message
 
 
-@pytest.mark.parametrize("served, words", [
-    (WHOLE[:len(WHOLE) // 2], "no whole zip archive"), (b"<html>Sign in</html>", "no whole zip archive"),
-    (b"", "no whole zip archive"),
-    (WHOLE[:9000] + b"x" * 100 + WHOLE[9100:], "IM-0000-0001.jpeg is damaged"),
-], ids=["half", "html", "nothing", "damaged"])
+@pytest.mark.parametrize(
+    "served, words",
+    [
+        (WHOLE[: len(WHOLE) // 2], "no whole zip archive"),
+        (b"<html>Sign in</html>", "no whole zip archive"),
+        (b"", "no whole zip archive"),
+        (WHOLE[:9000] + b"x" * 100 + WHOLE[9100:], "IM-0000-0001.jpeg is damaged"),
+    ],
+    ids=["half", "html", "nothing", "damaged"],
+)
 def test_what_is_no_whole_archive_is_discarded(tmp_path, kaggle, served, words):
     kaggle.files[PNEUMONIA] = served
     message = failure(tmp_path)
@@ -149,9 +165,16 @@ def test_the_stage_uses_the_token_and_never_shows_it(tmp_path, kaggle, token):
     workspace(tmp_path)
     (tmp_path / "data/archives" / NIH).unlink()
     kaggle.status = 403 if token.startswith("good") else 401
-    done = subprocess.run(stage_command(), cwd=tmp_path, capture_output=True, text=True,
-                          env=stage_environment(KAGGLE_API_TOKEN=token, VERBOSE="true"))
-    assert kaggle.headers("POST", "/api/v1/datasets.DatasetApiService")[0]["Authorization"] == f"Bearer {token}"
+    done = subprocess.run(
+        stage_command(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=stage_environment(KAGGLE_API_TOKEN=token, VERBOSE="true"),
+    )
+    assert (
+        kaggle.headers("POST", "/api/v1/datasets.DatasetApiService")[0]["Authorization"] == f"Bearer {token}"
+    )
     assert done.returncode == 1 and f"Kaggle answered {kaggle.status} for sample" in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert token not in done.stdout + done.stderr and SIGNATURE not in done.stdout + done.stderr
@@ -162,8 +185,12 @@ def test_the_stage_downloads_what_is_missing(tmp_path, kaggle):
     path = tmp_path / "data/archives" / NIH
     kaggle.files[NIH] = path.read_bytes()
     path.unlink()
-    done = subprocess.run(stage_command(), cwd=tmp_path, capture_output=True, text=True, env=stage_environment())
+    done = subprocess.run(
+        stage_command(), cwd=tmp_path, capture_output=True, text=True, env=stage_environment()
+    )
     assert done.returncode == 0, done.stderr
-    assert "Authentication required" not in done.stdout, "the client's page of help is shown to who needs no key"
+    assert "Authentication required" not in done.stdout, (
+        "the client's page of help is shown to who needs no key"
+    )
     assert path.read_bytes() == kaggle.files[NIH] and (tmp_path / "data/studies.csv").exists()
     assert len(kaggle.headers("GET", "/files/nih-chest-xrays/sample.zip")) == 1

@@ -43,8 +43,41 @@ unhurried = settings(deadline=None)  # a busy machine is no failure
 SOME_FINDINGS = st.lists(st.sampled_from(FINDINGS), min_size=1, unique=True)
 REPORT = "Small left effusion. No pneumothorax. Possible pneumonia. The heart is normal in size."
 WORDS = st.sampled_from(
-    "no not without effusion pneumothorax heart lungs is are clear enlarged normal possible or and , . ; : but with\n "
-    "FINDINGS: HISTORY: cannot exclude XXXX ? nodule resolved 1. small the size".split(" ")
+    [
+        "no",
+        "not",
+        "without",
+        "effusion",
+        "pneumothorax",
+        "heart",
+        "lungs",
+        "is",
+        "are",
+        "clear",
+        "enlarged",
+        "normal",
+        "possible",
+        "or",
+        "and",
+        ",",
+        ".",
+        ";",
+        ":",
+        "but",
+        "with\n",
+        "FINDINGS:",
+        "HISTORY:",
+        "cannot",
+        "exclude",
+        "XXXX",
+        "?",
+        "nodule",
+        "resolved",
+        "1.",
+        "small",
+        "the",
+        "size",
+    ]
 )
 
 
@@ -66,7 +99,9 @@ def test_reads_a_sentence(text, expected):
 
 def test_sentences_show_each_finding_in_each_status():
     shown = {pair for case in SENTENCES for pair in case.values[1].items()}
-    assert shown >= {(finding, status) for finding in FINDINGS for status in ("present", "absent", "uncertain")}
+    assert shown >= {
+        (finding, status) for finding in FINDINGS for status in ("present", "absent", "uncertain")
+    }
     assert len(SENTENCES) >= 120
 
 
@@ -162,7 +197,9 @@ def test_any_text_has_labels_in_the_promised_form(text):
 
 
 @unhurried
-@given(SOME_FINDINGS, st.sampled_from(["No {}.", "No evidence of {}.", "Lungs free of {}.", "No {} is seen."]))
+@given(
+    SOME_FINDINGS, st.sampled_from(["No {}.", "No evidence of {}.", "Lungs free of {}.", "No {} is seen."])
+)
 def test_a_negation_covers_any_list(findings, frame):
     assert findings_in(frame.format(listed(findings, "or"))) == dict.fromkeys(findings, "absent")
 
@@ -170,7 +207,9 @@ def test_a_negation_covers_any_list(findings, frame):
 @unhurried
 @given(SOME_FINDINGS)
 def test_a_doubt_covers_any_list(findings):
-    assert findings_in(f"This may represent {listed(findings, 'or')}.") == dict.fromkeys(findings, "uncertain")
+    assert findings_in(f"This may represent {listed(findings, 'or')}.") == dict.fromkeys(
+        findings, "uncertain"
+    )
 
 
 @unhurried
@@ -180,7 +219,10 @@ def test_an_affirmed_list_is_present(findings):
 
 
 @unhurried
-@given(SOME_FINDINGS, st.sampled_from(["HISTORY", "INDICATION", "Clinical history", "REASON FOR EXAM", "COMPARISON"]))
+@given(
+    SOME_FINDINGS,
+    st.sampled_from(["HISTORY", "INDICATION", "Clinical history", "REASON FOR EXAM", "COMPARISON"]),
+)
 def test_a_section_on_history_changes_nothing(findings, header):
     history = f"{header}: {listed(findings, 'and')}, no fever.\n\n"
     assert label(history + REPORT) == label(REPORT)

@@ -18,7 +18,12 @@ from explainmyxray.settings import load_settings
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = load_settings(ROOT / "params.yaml")
 MODEL = SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})
-REPORTS = ["No effusion.", "Findings: the heart is enlarged. Impression: cardiomegaly and an effusion.", "Mass.", "A nodule is seen."]
+REPORTS = [
+    "No effusion.",
+    "Findings: the heart is enlarged. Impression: cardiomegaly and an effusion.",
+    "Mass.",
+    "A nodule is seen.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +34,11 @@ def processor():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = add_lora(load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0}))
+    model = add_lora(
+        load_base(MODEL, SETTINGS.quantization), SETTINGS.lora.model_copy(update={"dropout": 0.0})
+    )
     for name, weight in adapter_weights(model).items():
-        if "lora_B" in name:   # zero at the start, which would hide lora_A's gradients
+        if "lora_B" in name:  # zero at the start, which would hide lora_A's gradients
             torch.nn.init.normal_(weight, std=0.02)
     return model.train()
 
@@ -39,7 +46,9 @@ def model():
 @pytest.fixture(scope="module")
 def samples():
     shades = torch.arange(4).tolist()
-    return [(Image.new("RGB", (224, 224), (60 * shade, 40, 90)), report) for shade, report in zip(shades, REPORTS)]
+    return [
+        (Image.new("RGB", (224, 224), (60 * shade, 40, 90)), report) for shade, report in zip(shades, REPORTS)
+    ]
 
 
 def adapter_weights(model) -> dict[str, torch.Tensor]:
@@ -54,8 +63,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 def same(first: dict, second: dict) -> None:
     for name, gradient in first.items():
-        rounding = 1e-4 * gradient.abs().max().item()   # of a float32 sum, relative to its largest entries
-        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=rounding, msg=lambda text: f"{name}: {text}")
+        rounding = 1e-4 * gradient.abs().max().item()  # of a float32 sum, relative to its largest entries
+        torch.testing.assert_close(
+            gradient, second[name], rtol=1e-4, atol=rounding, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -74,7 +85,9 @@ def test_loss_and_gradients_are_the_plain_recipe_s(model, processor, samples, ch
 
 
 @pytest.mark.parametrize("cap", [None, 3.0])
-def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(model, processor, samples, monkeypatch, cap):
+def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(
+    model, processor, samples, monkeypatch, cap
+):
     """With the cap on logits that PaliGemma 2 has, too."""
     text, most = model.get_base_model().config.get_text_config(), []
     monkeypatch.setattr(text, "final_logit_softcapping", cap, raising=False)
@@ -83,13 +96,15 @@ def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(model
     plain.backward()
     expected = gradients(model)
     monkeypatch.setattr(loss, "ENTRIES", 5 * text.vocab_size)
-    hook = model.get_base_model().lm_head.register_forward_hook(lambda head, args, logits: most.append(logits.numel()))
+    hook = model.get_base_model().lm_head.register_forward_hook(
+        lambda head, args, logits: most.append(logits.numel())
+    )
     found = report_loss(model, batch)
     found.backward()
     hook.remove()
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
     same(gradients(model), expected)
-    assert len(most) > 3 and max(most) == 5 * text.vocab_size   # of four rows' 26 tokens and more
+    assert len(most) > 3 and max(most) == 5 * text.vocab_size  # of four rows' 26 tokens and more
 
 
 def test_an_output_layer_that_is_trained_gets_its_gradient(processor, samples):
@@ -117,14 +132,18 @@ def test_accumulated_ragged_micro_batches_are_one_large_batch(model, processor, 
 
 def test_only_the_adapter_is_trained_and_only_in_float32(model):
     assert adapter_weights(model)
-    assert all("lora_" in name and weight.dtype == torch.float32 for name, weight in adapter_weights(model).items())
+    assert all(
+        "lora_" in name and weight.dtype == torch.float32 for name, weight in adapter_weights(model).items()
+    )
 
 
 def test_labels_hold_the_report_and_its_end(processor, samples):
     batch = TrainingCollator(processor)(samples)
     for row, report in zip(batch["labels"], REPORTS):
         assert processor.tokenizer.decode(row[row != batches.IGNORED]) == report + "<eos>"
-    assert batch["input_ids"].shape[1] == prompt_length(processor) + int((batch["labels"] != batches.IGNORED).sum(1).max())
+    assert batch["input_ids"].shape[1] == prompt_length(processor) + int(
+        (batch["labels"] != batches.IGNORED).sum(1).max()
+    )
 
 
 def test_a_report_too_long_is_counted_and_keeps_its_end(processor, samples):

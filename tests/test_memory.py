@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import paligemma_3b
 import pytest
 import torch
-from measure import held, peak
 from PIL import Image
 
+import paligemma_3b
 from explainmyxray.errors import UserError
 from explainmyxray.model import memory
 from explainmyxray.model.adapter import add_lora
@@ -15,10 +14,13 @@ from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.batches import TrainingCollator, prompt_length
 from explainmyxray.model.loss import report_loss
 from explainmyxray.settings import load_settings
+from measure import held, peak
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = load_settings(ROOT / "params.yaml")
-TINY = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})})
+TINY = SETTINGS.model_copy(
+    update={"model": SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})}
+)
 REPORT = "Findings: the heart is enlarged, and there is an effusion. The lungs are clear. Impression: cardiomegaly and an effusion. "
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o)_proj"
 
@@ -50,20 +52,24 @@ def free(monkeypatch, gib: float) -> None:
 def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpointing):
     settings = changed(TINY, "train", per_device_train_batch_size=batch)
     processor = load_processor(settings.model)
-    inputs = TrainingCollator(processor)([(Image.new("L", (224, 224), shade), REPORT) for shade in range(batch)])
+    inputs = TrainingCollator(processor)(
+        [(Image.new("L", (224, 224), shade), REPORT) for shade in range(batch)]
+    )
     before = prompt_length(processor)
     estimate = memory.budget(settings, before, inputs["labels"].shape[1] - before)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     if checkpointing:
         memory.recompute(model, kept=1)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], fused=True
+    )
 
     def step():
         report_loss(model, inputs).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step()   # after which the optimizer has its two moments
+    step()  # after which the optimizer has its two moments
     moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     taken = held(model) + moments + peak(step)
     assert estimate.peak(1 if checkpointing else len(estimate.layers)) == pytest.approx(taken, rel=0.15)
@@ -79,8 +85,11 @@ def test_the_guide_s_step_fits_a_card_of_8_gib(large, fp16):
 
 def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
     free(monkeypatch, 3.2)
-    with pytest.raises(UserError, match=r"needs about 3\.\d GiB and 3\.2 are free: train.per_device_train_batch_size=\d, "
-                                        r"train.gradient_accumulation_steps=\d+,"):
+    with pytest.raises(
+        UserError,
+        match=r"needs about 3\.\d GiB and 3\.2 are free: train.per_device_train_batch_size=\d, "
+        r"train.gradient_accumulation_steps=\d+,",
+    ):
         memory.layers_kept(large, 260, 124)
     free(monkeypatch, 1.0)
     with pytest.raises(UserError, match="no setting makes this model fit"):
@@ -108,7 +117,9 @@ def test_a_frozen_tower_has_no_part_in_the_backward():
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     memory.recompute(model, kept=0)
     seen = []
-    model.get_base_model().model.vision_tower.register_forward_hook(lambda module, args, out: seen.append(out.last_hidden_state))
+    model.get_base_model().model.vision_tower.register_forward_hook(
+        lambda module, args, out: seen.append(out.last_hidden_state)
+    )
     inputs = TrainingCollator(load_processor(settings.model))([(Image.new("L", (224, 224)), REPORT)])
     report_loss(model, inputs).backward()
     assert not seen[0].requires_grad

@@ -34,8 +34,10 @@ def films() -> dict[str, dict[str, Image.Image]]:
     """The 1,739 real films at 224 pixels (`train`), and the 60 that are there in their original size too (`originals`)."""
     if not REAL.exists():
         pytest.skip(f"{REAL} is not here")
-    return {part: {path.stem: decode(path.read_bytes()) for path in sorted((REAL / part).rglob("*.jpeg"))}
-            for part in ("train", "originals")}
+    return {
+        part: {path.stem: decode(path.read_bytes()) for path in sorted((REAL / part).rglob("*.jpeg"))}
+        for part in ("train", "originals")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_no_two_different_real_films_are_taken_for_copies(real, films):
     bits = np.array([np.frombuffer(small[name], np.uint64) for name in names])
     near, others = 0, []
     for place, own in enumerate(bits):
-        for other, bits_apart in enumerate(np.bitwise_count(bits[place + 1:] ^ own).sum(1), place + 1):
+        for other, bits_apart in enumerate(np.bitwise_count(bits[place + 1 :] ^ own).sum(1), place + 1):
             if pixels[names[place]] == pixels[names[other]]:
                 near += bits_apart <= MAX_DISTANCE
             else:
@@ -74,12 +76,17 @@ def test_no_two_different_real_films_are_taken_for_copies(real, films):
 
 def test_the_usual_64_bits_are_too_few(films):
     """At the distance that finds all 60 copies, 64 bits take different films for copies too."""
-    train, originals = ({name: imagehash.phash(image.resize((224, 224), Image.Resampling.BICUBIC)) for name, image in part.items()}
-                        for part in films.values())
+    train, originals = (
+        {
+            name: imagehash.phash(image.resize((224, 224), Image.Resampling.BICUBIC))
+            for name, image in part.items()
+        }
+        for part in films.values()
+    )
     needed = max(each - train[name] for name, each in originals.items())
     bits = np.array([each.hash.ravel() for each in train.values()])
-    pairs = sum(int(((bits[place + 1:] != own).sum(1) <= needed).sum()) for place, own in enumerate(bits))
-    assert pairs > 9   # the nine pairs of identical pixels, and others
+    pairs = sum(int(((bits[place + 1 :] != own).sum(1) <= needed).sum()) for place, own in enumerate(bits))
+    assert pairs > 9  # the nine pairs of identical pixels, and others
 
 
 def test_other_sizes_and_encodings_are_found_and_other_phantoms_are_not():
@@ -92,7 +99,7 @@ def test_other_sizes_and_encodings_are_found_and_other_phantoms_are_not():
 
 def test_the_first_name_of_a_group_stands_for_it():
     near, far = bytes(32), b"\xff" * 32
-    edge = b"\xff\x0f" + bytes(30)   # 12 bits from `near`
-    beyond = b"\x00\x00\xff\x1f" + bytes(28)   # 13 bits from `near`, 25 from `edge`
+    edge = b"\xff\x0f" + bytes(30)  # 12 bits from `near`
+    beyond = b"\x00\x00\xff\x1f" + bytes(28)  # 13 bits from `near`, 25 from `edge`
     assert MAX_DISTANCE == 12
     assert first_of_group(["a", "b", "c", "d"], [near, far, edge, beyond]) == ["a", "", "a", ""]

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
-from signs import areas, changes, touched
 
+from conftest import ROOT
 from explainmyxray.explaining.overlay import Look, grid, look, sentences_naming
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
@@ -16,6 +15,7 @@ from explainmyxray.settings import load_settings
 from explainmyxray.sources import phantom
 from explainmyxray.sources.phantom import PhantomFilm
 from explainmyxray.sources.phantom_drawing import SIGNS
+from signs import areas, changes, touched
 
 REPORT = "Findings: The heart is enlarged. There is a mass. No pleural effusion is seen. Impression: Cardiomegaly and lung mass."
 
@@ -37,7 +37,9 @@ def test_a_signs_place_is_where_its_phantom_differs_from_one_without_it(finding)
     change, area = changes(drawn(finding))[finding], areas(drawn(finding))[finding]
     far = np.abs(change) < 1e-3
     assert area.any() and not (far & area).any()
-    assert far.mean() > {"Edema": 0.25, "Emphysema": 0.25}.get(finding, 0.5)   # the rest of the film is the same to the last vessel
+    assert far.mean() > {"Edema": 0.25, "Emphysema": 0.25}.get(
+        finding, 0.5
+    )  # the rest of the film is the same to the last vessel
 
 
 def test_the_place_of_one_sign_does_not_hold_the_other():
@@ -50,12 +52,15 @@ def test_sentences_that_name_a_finding_are_found_and_those_that_deny_one_are_not
     named = sentences_naming(REPORT)
     said = {finding: [REPORT[start:end] for start, end in spans] for finding, spans in named.items()}
     both = "Impression: Cardiomegaly and lung mass"
-    assert said == {"Cardiomegaly": ["Findings: The heart is enlarged", both], "Mass": ["There is a mass", both]}
+    assert said == {
+        "Cardiomegaly": ["Findings: The heart is enlarged", both],
+        "Mass": ["There is a mass", both],
+    }
     assert sentences_naming("") == {} and sentences_naming("The lungs are clear. No mass.") == {}
 
 
 def test_the_grid_is_the_models_own(tiny):
-    vision = SimpleNamespace(image_size=224, patch_size=14)   # PaliGemma-3B's
+    vision = SimpleNamespace(image_size=224, patch_size=14)  # PaliGemma-3B's
     assert grid(tiny[0]) == 8 and grid(SimpleNamespace(config=SimpleNamespace(vision_config=vision))) == 16
 
 
@@ -84,7 +89,11 @@ def test_a_report_without_a_finding_has_no_overlay_and_no_gradient_is_left_behin
 
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
     """On the tiny base as it is pretrained, told what is there; the trained adapter is measured by benchmarks/overlay.py."""
-    sentences = {"Mass": "There is a mass.", "Nodule": "There is a nodule.", "Consolidation": "There is consolidation."}
+    sentences = {
+        "Mass": "There is a mass.",
+        "Nodule": "There is a nodule.",
+        "Consolidation": "There is consolidation.",
+    }
     hits, chance = [], []
     for index in range(8):
         for finding, sentence in sentences.items():

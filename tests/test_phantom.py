@@ -47,7 +47,9 @@ def test_patients_have_one_build_and_often_several_images():
     sample = films(count=1000)
     patients = {film.study["patient"] for film in sample}
     assert 500 < len(patients) < 800
-    assert len({(film.study["patient"], film.study["sex"], film.study["age_years"]) for film in sample}) == len(patients)
+    assert len(
+        {(film.study["patient"], film.study["sex"], film.study["age_years"]) for film in sample}
+    ) == len(patients)
 
 
 @pytest.mark.parametrize("seed", [7, 42])

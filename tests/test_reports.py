@@ -95,8 +95,12 @@ def test_never_a_contradiction():
 
 @pytest.mark.parametrize("most", [0, 1, 2, 14])
 def test_at_most_so_many_negatives(most):
-    denials = [each for labels in every_small_combination() for each in sentences(a_report(labels, 0, most))
-               if re.match("(There is no|No|No evidence of) ", each) and "acute" not in each]
+    denials = [
+        each
+        for labels in every_small_combination()
+        for each in sentences(a_report(labels, 0, most))
+        if re.match("(There is no|No|No evidence of) ", each) and "acute" not in each
+    ]
     assert bool(denials) == (most > 0)
     assert all(len(re.split(", or |, | or ", each)) <= max(most, 1) for each in denials)
 
@@ -182,7 +186,9 @@ def test_bad_wording_is_refused_by_name(tmp_path, wording, problem):
     path = bank_file(tmp_path, lambda bank: bank["findings"]["Effusion"]["sentences"].append(wording))
     with pytest.raises(UserError) as refused:
         load_bank(path)
-    assert str(path) in str(refused.value) and f"findings.Effusion.sentences {wording!r}" in str(refused.value)
+    assert str(path) in str(refused.value) and f"findings.Effusion.sentences {wording!r}" in str(
+        refused.value
+    )
     assert problem in str(refused.value)
 
 
@@ -210,13 +216,21 @@ def test_bad_entry_is_refused_by_name(tmp_path, change, problem):
 
 
 def test_a_new_wording_is_enough(tmp_path):
-    path = bank_file(tmp_path, lambda bank: bank["findings"]["Effusion"]["sentences"].append("Pleural fluid is noted."))
+    path = bank_file(
+        tmp_path, lambda bank: bank["findings"]["Effusion"]["sentences"].append("Pleural fluid is noted.")
+    )
     bank = load_bank(path)
-    assert any("Pleural fluid is noted." in write({"Effusion"}, bank, random.Random(seed), 2) for seed in range(50))
+    assert any(
+        "Pleural fluid is noted." in write({"Effusion"}, bank, random.Random(seed), 2) for seed in range(50)
+    )
 
 
 def test_a_file_that_is_no_bank(tmp_path):
-    for content, problem in [("a: [", "is no YAML"), ("", "valid dictionary"), ("a: b", "findings: Field required")]:
+    for content, problem in [
+        ("a: [", "is no YAML"),
+        ("", "valid dictionary"),
+        ("a: b", "findings: Field required"),
+    ]:
         (tmp_path / "templates.yaml").write_text(content)
         with pytest.raises(UserError, match=problem):
             load_bank(tmp_path / "templates.yaml")

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import evaluate
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+import evaluate
 from explainmyxray.outputs import rounded
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.scoring import bleu, card, findings, intervals, rouge
@@ -24,7 +24,7 @@ REPORTS = [
     "FINDINGS: The heart is enlarged. There is a small pleural effusion; no pneumothorax. IMPRESSION: 1. Cardiomegaly.",
     "The lungs are clear.  No acute cardiopulmonary process\n(compared with 12/3).",
     "There are airspace opacities, consistent with pneumonia. The heart is not enlarging; each lung clears.",
-    "A nodule isn't seen & the costophrenic angles are sharp; follow-up \"as needed\".",
+    'A nodule isn\'t seen & the costophrenic angles are sharp; follow-up "as needed".',
     "",
 ]
 SETS = st.lists(st.frozensets(st.sampled_from(FINDINGS), max_size=5), min_size=12, max_size=12)
@@ -38,15 +38,31 @@ def said(text: str) -> frozenset[str]:
 def table(n: int, seed: int = 0, right: float = 0.6) -> pd.DataFrame:
     """Predictions where a system keeps the true labels with some probability and else says something at random."""
     rng = np.random.default_rng(seed)
-    draw = lambda: frozenset(rng.choice(FINDINGS[:6], size=rng.integers(0, 3), replace=False))
-    word = lambda labels: f"{rng.choice(['There is', 'We see'])} {' and '.join(sorted(labels)) or 'nothing'} ."
+
+    def draw():
+        return frozenset(rng.choice(FINDINGS[:6], size=rng.integers(0, 3), replace=False))
+
+    def word(labels):
+        return f"{rng.choice(['There is', 'We see'])} {' and '.join(sorted(labels)) or 'nothing'} ."
+
     rows = []
     for row in range(n):
         labels = draw()
         guesses = {name: labels if rng.random() < right else draw() for name in (card.MODEL, *card.BASELINES)}
-        facts = dict(image=f"{row}.png", source="phantom", patient=f"p{row // 2}", labels=join_labels(labels))
-        known = dict(view=rng.choice(["PA", "AP", ""]), age_years=rng.choice(["", "0.5", "40", "87"]), sex="F")
-        rows.append(facts | known | {"report": word(labels)} | {name: word(each) for name, each in guesses.items()})
+        facts = {
+            "image": f"{row}.png",
+            "source": "phantom",
+            "patient": f"p{row // 2}",
+            "labels": join_labels(labels),
+        }
+        known = {
+            "view": rng.choice(["PA", "AP", ""]),
+            "age_years": rng.choice(["", "0.5", "40", "87"]),
+            "sex": "F",
+        }
+        rows.append(
+            facts | known | {"report": word(labels)} | {name: word(each) for name, each in guesses.items()}
+        )
     return pd.DataFrame(rows)
 
 
@@ -56,11 +72,17 @@ def direct_bleu(predictions, references):
 
 def direct_rouge(predictions, references, kind):
     scorer = RougeScorer([kind])
-    return np.mean([scorer.score(target, text)[kind].fmeasure for target, text in zip(references, predictions)])
+    return np.mean(
+        [scorer.score(target, text)[kind].fmeasure for target, text in zip(references, predictions)]
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(*[st.text(alphabet="abc d.,-1ü\n", max_size=40) | st.sampled_from(REPORTS)] * 2), min_size=1))
+@given(
+    st.lists(
+        st.tuples(*[st.text(alphabet="abc d.,-1ü\n", max_size=40) | st.sampled_from(REPORTS)] * 2), min_size=1
+    )
+)
 def test_metric_modules_equal_the_libraries_to_the_last_digit(pairs):
     predictions, references = map(list, zip(*pairs))
     both = {"predictions": predictions, "references": references}
@@ -76,8 +98,12 @@ def test_metric_modules_equal_the_libraries_on_reports():
     both = {"predictions": predictions, "references": references}
     result = evaluate.load(bleu.__file__).compute(**both)
     assert 0 < result["score"] == direct_bleu(predictions, references) < 100
-    assert result["signature"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
-    assert evaluate.load(rouge.__file__).compute(**both)["rougeL"] == direct_rouge(predictions, references, "rougeL")
+    assert (
+        result["signature"] == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    )
+    assert evaluate.load(rouge.__file__).compute(**both)["rougeL"] == direct_rouge(
+        predictions, references, "rougeL"
+    )
 
 
 def test_metric_modules_load_without_network_from_an_empty_cache(tmp_path):
@@ -98,7 +124,9 @@ for path in {bleu.__file__!r}, {rouge.__file__!r}:
 
 @given(SETS, SETS)
 def test_findings_figures_equal_sklearn(true, predicted):
-    as_array = lambda sets: np.array([[name in each for name in FINDINGS] for each in sets])
+    def as_array(sets):
+        return np.array([[name in each for name in FINDINGS] for each in sets])
+
     y, z = as_array(true), as_array(predicted)
     counted = findings.counts(true, predicted).sum(0)
     expected = np.array(precision_recall_fscore_support(y, z, zero_division=0)).T
@@ -106,7 +134,9 @@ def test_findings_figures_equal_sklearn(true, predicted):
     assert np.allclose([list(figures[name].values()) for name in FINDINGS], expected, atol=1e-12)
     assert np.isclose(findings.micro_f1(counted), f1_score(y, z, average="micro", zero_division=0))
     there = y.any(0)
-    macro = f1_score(y[:, there], z[:, there], average=None, zero_division=0).mean() if there.sum() > 1 else None
+    macro = (
+        f1_score(y[:, there], z[:, there], average=None, zero_division=0).mean() if there.sum() > 1 else None
+    )
     assert macro is None or np.isclose(findings.macro_f1(counted), macro)
     assert findings.exact(true, predicted).mean() == (y == z).all(1).mean()
 
@@ -156,7 +186,9 @@ def test_a_resample_scores_as_if_its_images_were_written_out():
         written_out = frame.loc[frame.index.repeat(times)]
         slow = from_sums(totals(rows_of(written_out)))
         assert {name: pytest.approx(value[sample]) for name, value in quick.items()} == slow
-        assert quick["bleu"][sample] == direct_bleu(written_out["generated"].tolist(), written_out["report"].tolist())
+        assert quick["bleu"][sample] == direct_bleu(
+            written_out["generated"].tolist(), written_out["report"].tolist()
+        )
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -193,8 +225,10 @@ def test_eval_json_is_what_the_design_says(scored):
 
 def test_headline_figures_lie_in_their_intervals(scored):
     result = scored[1]
-    for section, place in ((result.metrics, result.metrics["ci95"]),
-                           (result.metrics["findings"], result.metrics["ci95"]["findings"])):
+    for section, place in (
+        (result.metrics, result.metrics["ci95"]),
+        (result.metrics["findings"], result.metrics["ci95"]["findings"]),
+    ):
         named = [name for name in place if name != "findings"]
         assert named and all(place[name]["low"] < section[name] < place[name]["high"] for name in named)
     assert len(result.systems) == 7 * 5 and (result.systems["low"] <= result.systems["high"]).all()

@@ -23,7 +23,14 @@ ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
 NIH = REAL / "nih_sample" / "sample_labels.csv"
 NAMES = REAL / "chest_xray_pneumonia" / "names.txt"
-GUIDE = dict(train=0.8, val=0.1, test=0.1, min_samples_per_class=10, max_samples=8000, stratify_by="labels")
+GUIDE = {
+    "train": 0.8,
+    "val": 0.1,
+    "test": 0.1,
+    "min_samples_per_class": 10,
+    "max_samples": 8000,
+    "stratify_by": "labels",
+}
 GUIDE["group_by"] = "patient"
 TOGETHER = {"patients": 0, "images": 0, "near_copies": 0, "test_images_of_train_patients": 0}
 
@@ -36,8 +43,12 @@ def nih() -> pd.DataFrame:
     if not NIH.exists():
         pytest.skip(f"{NIH} is not here")
     with NIH.open() as file:
-        rows = [(row["Image Index"], row["Patient ID"], row["Finding Labels"]) for row in csv.DictReader(file)]
-    return table([(image, patient, "|".join(sorted(labels.split("|"))), image) for image, patient, labels in rows])
+        rows = [
+            (row["Image Index"], row["Patient ID"], row["Finding Labels"]) for row in csv.DictReader(file)
+        ]
+    return table(
+        [(image, patient, "|".join(sorted(labels.split("|"))), image) for image, patient, labels in rows]
+    )
 
 
 def pneumonia() -> pd.DataFrame:
@@ -56,7 +67,9 @@ def both() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("make, images", [(nih, 5185), (pneumonia, 5856), (both, 8000)])
-@pytest.mark.parametrize("shares, tolerance", [((0.8, 0.1, 0.1), 2), ((0.7, 0.15, 0.15), 2), ((0.9, 0.05, 0.05), 5)])
+@pytest.mark.parametrize(
+    "shares, tolerance", [((0.8, 0.1, 0.1), 2), ((0.7, 0.15, 0.15), 2), ((0.9, 0.05, 0.05), 5)]
+)
 def test_real_labels(make, images, shares, tolerance):
     """Tolerances: 0.1 % of the rows overall; two images for each combination and two for each label in each split.
 
@@ -84,7 +97,11 @@ def test_real_counts():
     figures = make_splits(nih(), Split(**GUIDE), seed=42)[1]
     assert figures["total"] == {"images": 5606, "patients": 4230}
     assert len(figures["dropped"]["rare_combinations"]) == 244 - 38
-    assert figures["dropped"]["rare_images"] == 5606 - 5185 == sum(figures["dropped"]["rare_combinations"].values())
+    assert (
+        figures["dropped"]["rare_images"]
+        == 5606 - 5185
+        == sum(figures["dropped"]["rare_combinations"].values())
+    )
     assert pneumonia()["patient"].nunique() == 4097
 
 
@@ -126,9 +143,13 @@ tables = st.lists(st.tuples(patients, st.sampled_from(COMBINATIONS), pixels), mi
 
 def linked(rows) -> list[set[int]]:
     """Groups found the slow way: merge sets of rows until no two share a patient or pixels."""
-    sets = [({i}, {f"p{patient}"} - {"p"} | {f"s{sha}"} - {"s"}) for i, (_, patient, _, sha) in enumerate(rows)]
+    sets = [
+        ({i}, {f"p{patient}"} - {"p"} | {f"s{sha}"} - {"s"}) for i, (_, patient, _, sha) in enumerate(rows)
+    ]
     while pair := next(((a, b) for a in sets for b in sets if a is not b and a[1] & b[1]), None):
-        sets = [each for each in sets if each not in pair] + [(pair[0][0] | pair[1][0], pair[0][1] | pair[1][1])]
+        sets = [each for each in sets if each not in pair] + [
+            (pair[0][0] | pair[1][0], pair[0][1] | pair[1][1])
+        ]
     return [members for members, _ in sets]
 
 
@@ -160,7 +181,9 @@ def test_random_tables(rows, random, stratify):
     for image, _, labels, _ in rows:
         places[labels].add(where[image])
     if stratify == "labels":
-        assert figures["unplaced"] == {labels: 3 - len(seen) for labels, seen in places.items() if len(seen) < 3}
+        assert figures["unplaced"] == {
+            labels: 3 - len(seen) for labels, seen in places.items() if len(seen) < 3
+        }
         if all(len({rows[i][2] for i in members}) == 1 for members in expected):
             holders = Counter(rows[min(members)][2] for members in expected)
             assert all(holders[labels] < 3 for labels in figures["unplaced"])
@@ -177,7 +200,9 @@ def test_duplicates_and_blanks():
 def test_near_copies_stay_together_and_are_counted_where_they_do_not():
     rows = [(f"{i:03}.png", str(i), COMBINATIONS[i % 4], str(i)) for i in range(400)]
     frame = table(rows)
-    frame.loc[:199, "same_film"] = [f"{i // 2 * 2:03}.png" for i in range(200)]   # 100 films, each stored by two patients
+    frame.loc[:199, "same_film"] = [
+        f"{i // 2 * 2:03}.png" for i in range(200)
+    ]  # 100 films, each stored by two patients
     together = make_splits(frame, Split(**GUIDE), seed=1)[1]
     assert together["shared"] == TOGETHER and together["plain"]["near_copies"] > 10
     apart = make_splits(frame, Split(**GUIDE | {"group_by": "none"}), seed=1)[1]
@@ -186,7 +211,9 @@ def test_near_copies_stay_together_and_are_counted_where_they_do_not():
 
 def test_empty_class_and_empty_split():
     frame = table([(f"{i}.png", str(i), "Mass", str(i)) for i in range(9)])
-    with pytest.raises(UserError, match="no label combination has 10 images: lower split.min_samples_per_class"):
+    with pytest.raises(
+        UserError, match="no label combination has 10 images: lower split.min_samples_per_class"
+    ):
         make_splits(frame, Split(**GUIDE), seed=1)
     with pytest.raises(UserError, match="is empty"):
         make_splits(frame.assign(patient="one"), Split(**GUIDE | {"min_samples_per_class": 1}), seed=1)
@@ -212,7 +239,9 @@ def test_command(tmp_path):
     assert figures["dropped"]["rare_combinations"] == {"Hernia": 1}
     counts = pd.read_csv(tmp_path / "metrics" / "labels.csv")
     assert list(counts.columns) == ["split", "label", "count"] and len(counts) == 45
-    parts = {name: read_table(tmp_path / "data" / "splits" / f"{name}.csv", REPORT_COLUMNS) for name in SPLITS}
+    parts = {
+        name: read_table(tmp_path / "data" / "splits" / f"{name}.csv", REPORT_COLUMNS) for name in SPLITS
+    }
     assert [len(part) for part in parts.values()] == [160, 20, 20]
     masses = sum("Mass" in split_labels(labels) for labels in parts["train"]["labels"])
     assert masses == figures["train"]["labels"]["Mass"]["count"]

@@ -65,7 +65,12 @@ def lessons(english) -> list[str]:
     """Some 20,000 of its texts, of films with none to three findings."""
     rng, names = random.Random(0), list(english.FINDINGS)
     films = [frozenset(rng.sample(names, count)) for count in range(4) for _ in range(1700)]
-    return [part for film in films for task in ("caption", "describe", "question") for part in english.lesson(task, film, rng)]
+    return [
+        part
+        for film in films
+        for task in ("caption", "describe", "question")
+        for part in english.lesson(task, film, rng)
+    ]
 
 
 def test_no_template_is_in_its_lessons(lessons):
@@ -74,13 +79,13 @@ def test_no_template_is_in_its_lessons(lessons):
     Terms of up to five words, as `thickening of the pleura`, are the field's own and stand in both.
     """
     said = [words(sentence) for text in lessons for sentence in re.split(r"(?<=[.:;,]) ", text)]
-    runs = {tuple(each[at:at + 7]) for each in said for at in range(len(each) - 6)}
+    runs = {tuple(each[at : at + 7]) for each in said for at in range(len(each) - 6)}
     whole = {tuple(each) for each in said}
     templates = [words(text) for text in strings(YAML(typ="safe").load(writer.BANK)) if len(words(text)) > 4]
     assert templates
     for each in templates:
         assert tuple(each) not in whole, each
-        assert not {tuple(each[at:at + 7]) for at in range(len(each) - 6)} & runs, each
+        assert not {tuple(each[at : at + 7]) for at in range(len(each) - 6)} & runs, each
 
 
 def test_no_lesson_is_a_sentence_of_a_report(english, lessons):

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL, run_stage, write_params
 from peft import PeftModel
 from transformers import PaliGemmaForConditionalGeneration
 
+from conftest import SMALL, run_stage, write_params
 from explainmyxray import familiar
 from explainmyxray.errors import UserError
 from explainmyxray.model import training
@@ -25,14 +25,25 @@ def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
     card = (finished / "models/adapter/README.md").read_text()
     assert "$" not in card and "Not a medical device" in card and "describe en" in card
     assert familiar.load(finished / "models/adapter").limit > 0
-    assert not (finished / "models/checkpoints").exists() or not any((finished / "models/checkpoints").iterdir())
+    assert not (finished / "models/checkpoints").exists() or not any(
+        (finished / "models/checkpoints").iterdir()
+    )
 
 
 def test_metrics_and_curves_are_there(finished):
     train = json.loads((finished / "metrics/train.json").read_text())
-    assert {"train_loss", "eval_loss", "best_step", "epochs", "trainable_parameters", "trainable_percent"} <= set(train)
+    assert {
+        "train_loss",
+        "eval_loss",
+        "best_step",
+        "epochs",
+        "trainable_parameters",
+        "trainable_percent",
+    } <= set(train)
     curve = pd.read_csv(finished / "metrics/curves/plots/metrics/eval_loss.tsv", sep="\t")
-    assert list(curve["step"]) == sorted(set(curve["step"])) and curve["eval_loss"].min() == pytest.approx(train["eval_loss"], abs=1e-3)
+    assert list(curve["step"]) == sorted(set(curve["step"])) and curve["eval_loss"].min() == pytest.approx(
+        train["eval_loss"], abs=1e-3
+    )
     scored = json.loads((finished / "metrics/eval.json").read_text())
     assert set(scored["baselines"]) == {"majority", "nearest", "classifier", "untuned", "blind", "ceiling"}
     assert scored["baselines"]["ceiling"]["findings"]["micro_f1"] == 1.0
@@ -57,13 +68,23 @@ def test_blind_reports_are_the_model_s_own_for_other_patients(finished):
 def test_two_runs_give_the_same_bytes(finished, workspace):
     run_stage("train_qlora")
     run_stage("evaluate")
-    for name in ("models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "models/adapter/README.md",
-                 "metrics/train.json", "metrics/eval.json", "metrics/predictions.csv", "metrics/gallery.png"):
+    for name in (
+        "models/adapter/adapter_model.safetensors",
+        "models/adapter/adapter_config.json",
+        "models/adapter/README.md",
+        "metrics/train.json",
+        "metrics/eval.json",
+        "metrics/predictions.csv",
+        "metrics/gallery.png",
+    ):
         assert (workspace / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def same_outputs(folder: Path, other: Path) -> None:
-    names = [path.relative_to(folder) for path in [*(folder / "models/adapter").iterdir(), *(folder / "metrics/curves").rglob("*.tsv")]]
+    names = [
+        path.relative_to(folder)
+        for path in [*(folder / "models/adapter").iterdir(), *(folder / "metrics/curves").rglob("*.tsv")]
+    ]
     for name in [*names, Path("metrics/train.json")]:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
@@ -97,12 +118,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(finished, workspace
     same_outputs(workspace, finished)
 
 
-@pytest.mark.parametrize("part", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "part", ["optimizer.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"]
+)
 def test_a_torn_checkpoint_is_put_away(finished, workspace, monkeypatch, capsys, part):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 5, killed)
         run_stage("train_qlora")
-    last = sorted(Path("models/checkpoints").glob("*/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[-1]
+    last = sorted(
+        Path("models/checkpoints").glob("*/checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )[-1]
     torn = last / part
     torn.write_bytes(torn.read_bytes()[:100])
     run_stage("train_qlora")
@@ -128,10 +153,10 @@ def test_early_stopping_stops_at_the_same_step_after_a_crash(workspace, monkeypa
     (workspace / "whole").mkdir()
     for name in ("models", "metrics"):
         (workspace / name).rename(workspace / "whole" / name)
-    with monkeypatch.context() as patch, pytest.raises(Killed):   # between two validations
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # between two validations
         stop_at(patch, 8, killed)
         run_stage("train_qlora")
-    with monkeypatch.context() as patch, pytest.raises(Killed):   # after the end of training
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # after the end of training
         patch.setattr(training, "check_best", lambda *args: killed(None))
         run_stage("train_qlora")
     run_stage("train_qlora")
@@ -152,7 +177,9 @@ def test_a_gradient_that_is_not_finite_stops_at_once(workspace, monkeypatch):
 
     def loss(model, batch, tokens=None):
         weight = next(weight for weight in model.parameters() if weight.requires_grad)
-        return real(model, batch, tokens) + torch.sqrt(weight - weight.detach()).sum()   # 0, with the slope of a root at 0
+        return (
+            real(model, batch, tokens) + torch.sqrt(weight - weight.detach()).sum()
+        )  # 0, with the slope of a root at 0
 
     monkeypatch.setattr(training, "report_loss", loss)
     with pytest.raises(UserError, match=r"norm of the gradients is inf at step 1: try bfloat16"):
@@ -163,16 +190,24 @@ def test_the_text_does_not_depend_on_the_batch_size(finished, workspace):
     (workspace / "models").symlink_to(finished / "models")
     write_params(workspace, SMALL, {"evaluate": {"batch_size": 5}})
     run_stage("evaluate")
-    tables = [pd.read_csv(folder / "metrics/predictions.csv", keep_default_na=False) for folder in (workspace, finished)]
+    tables = [
+        pd.read_csv(folder / "metrics/predictions.csv", keep_default_na=False)
+        for folder in (workspace, finished)
+    ]
     assert np.array_equal(tables[0]["generated"], tables[1]["generated"])
 
 
-@pytest.mark.parametrize("stage, file, content, says", [
-    ("synthesize_reports", "data/studies.csv", "image,source\na,b\n", "lacks the columns"),
-    ("split", "data/reports.csv", "", "is no table"),
-    ("train_qlora", "data/splits/train.csv", None, "is missing"),
-])
-def test_a_bad_table_is_one_line_and_leaves_earlier_outputs(tmp_path, monkeypatch, stage, file, content, says):
+@pytest.mark.parametrize(
+    "stage, file, content, says",
+    [
+        ("synthesize_reports", "data/studies.csv", "image,source\na,b\n", "lacks the columns"),
+        ("split", "data/reports.csv", "", "is no table"),
+        ("train_qlora", "data/splits/train.csv", None, "is missing"),
+    ],
+)
+def test_a_bad_table_is_one_line_and_leaves_earlier_outputs(
+    tmp_path, monkeypatch, stage, file, content, says
+):
     write_params(tmp_path, SMALL)
     monkeypatch.chdir(tmp_path)
     Path(file).parent.mkdir(parents=True)

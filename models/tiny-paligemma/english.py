@@ -30,7 +30,11 @@ def describe(findings: frozenset[str], rng: random.Random) -> str:
     headings = rng.choice(CORPUS["headings"])
     if headings is None:
         return text
-    conclusion = listing([term(name, rng) for name in order]) if order else rng.choice(CORPUS["conclusions"]["nothing"])
+    conclusion = (
+        listing([term(name, rng) for name in order])
+        if order
+        else rng.choice(CORPUS["conclusions"]["nothing"])
+    )
     return f"{headings[0]}: {text} {headings[1]}: {capital(conclusion)}."
 
 
@@ -42,7 +46,11 @@ def observation(name: str, rng: random.Random) -> str:
 
 def denial(findings: frozenset[str], rng: random.Random) -> str:
     absent = rng.sample([name for name in FINDINGS if name not in findings], rng.randint(1, 3))
-    denied = [term(name, rng) for name in absent] if rng.random() < 0.85 else rng.sample(rng.choice(CORPUS["unseen"]), 2)
+    denied = (
+        [term(name, rng) for name in absent]
+        if rng.random() < 0.85
+        else rng.sample(rng.choice(CORPUS["unseen"]), 2)
+    )
     return statement(CORPUS["denied"], listing(denied, "or"), rng)
 
 

@@ -26,7 +26,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
-    GemmaTokenizer, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor, SiglipImageProcessor,
+    GemmaTokenizer,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    SiglipImageProcessor,
     get_cosine_schedule_with_warmup,
 )
 
@@ -59,7 +63,7 @@ def main() -> None:
     held_out = len(images) // 50
     figures = train(model, processor, images[held_out:], findings[held_out:], params)
     rescale(model, params["norm_scale"])
-    model.to(torch.bfloat16).float()   # as it will be loaded
+    model.to(torch.bfloat16).float()  # as it will be loaded
     figures |= check(model, processor, images[:held_out], findings[:held_out], params)
     save(model, processor)
     (HERE / "pretrain.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -73,18 +77,31 @@ def make_processor(params: dict) -> PaliGemmaProcessor:
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     rng = random.Random(params["seed"])
     combinations = [split_labels(labels) for labels in phantom.MIX]
-    lessons = (part for _ in range(200) for each in combinations for task in params["speak"]["tasks"]
-               for part in english.lesson(task, each, rng))
-    learner.train_from_iterator(lessons, trainers.BpeTrainer(
-        vocab_size=params["tokenizer"]["vocab_size"], show_progress=False,
-        initial_alphabet=["\n", *map(chr, range(33, 127))],
-        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
-    ))
+    lessons = (
+        part
+        for _ in range(200)
+        for each in combinations
+        for task in params["speak"]["tasks"]
+        for part in english.lesson(task, each, rng)
+    )
+    learner.train_from_iterator(
+        lessons,
+        trainers.BpeTrainer(
+            vocab_size=params["tokenizer"]["vocab_size"],
+            show_progress=False,
+            initial_alphabet=["\n", *map(chr, range(33, 127))],
+            special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        ),
+    )
     pieces = json.loads(learner.to_str())["model"]
     tokenizer = GemmaTokenizer(vocab=pieces["vocab"], merges=[tuple(merge) for merge in pieces["merges"]])
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<image>", normalized=False, special=True)]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<image>", normalized=False, special=True)]}
+    )
     vision = params["vision"]
-    image_processor = SiglipImageProcessor(size={"height": vision["image_size"], "width": vision["image_size"]})
+    image_processor = SiglipImageProcessor(
+        size={"height": vision["image_size"], "width": vision["image_size"]}
+    )
     image_processor.image_seq_length = (vision["image_size"] // vision["patch_size"]) ** 2
     return PaliGemmaProcessor(image_processor, tokenizer)
 
@@ -92,29 +109,55 @@ def make_processor(params: dict) -> PaliGemmaProcessor:
 def make_model(params: dict, processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
     """The shape of `params` with fresh weights, the patch embedding as a cosine transform: patches start out legible."""
     tokenizer, text = processor.tokenizer, params["text"]
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(
-        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False,
-                       "projection_dim": text["hidden_size"], **params["vision"]},
-        text_config={"model_type": "gemma", "vocab_size": len(tokenizer), "max_position_embeddings": 1024, **text, **ids},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), projection_dim=text["hidden_size"], **ids,
-    ))
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config={
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+                "projection_dim": text["hidden_size"],
+                **params["vision"],
+            },
+            text_config={
+                "model_type": "gemma",
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 1024,
+                **text,
+                **ids,
+            },
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            projection_dim=text["hidden_size"],
+            **ids,
+        )
+    )
     embedding = model.model.vision_tower.embeddings.patch_embedding
-    embedding.weight.data = cosine_filters(*embedding.weight.shape[:3:2])[:, None].expand_as(embedding.weight) / 3
+    embedding.weight.data = (
+        cosine_filters(*embedding.weight.shape[:3:2])[:, None].expand_as(embedding.weight) / 3
+    )
     return model
 
 
 def cosine_filters(count: int, side: int) -> torch.Tensor:
     """(count, side, side): the two-dimensional cosine transform's lowest frequencies, each of mean square 1 / side."""
     basis = torch.cos(math.pi / side * torch.outer(torch.arange(side), torch.arange(side) + 0.5))
-    lowest = sorted(((u, v) for u in range(side) for v in range(side)), key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv))[:count]
+    lowest = sorted(
+        ((u, v) for u in range(side) for v in range(side)), key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv)
+    )[:count]
     filters = torch.stack([torch.outer(basis[u], basis[v]) for u, v in lowest])
     return filters / filters.square().mean((1, 2), keepdim=True).sqrt() / side
 
 
 def draw_phantoms(params: dict) -> tuple[np.ndarray, list[frozenset[str]]]:
     """(n, side, side) bytes and n sets of findings."""
-    films = list(phantom.sample(phantom.PRETRAINING, params["seed"], params["phantoms"], params["vision"]["image_size"]))
+    films = list(
+        phantom.sample(
+            phantom.PRETRAINING, params["seed"], params["phantoms"], params["vision"]["image_size"]
+        )
+    )
     with ProcessPoolExecutor() as pool:
         drawn = pool.map(_draw, films, chunksize=64)
         images = np.stack(list(tqdm(drawn, total=len(films), desc="drawing phantoms", mininterval=5)))
@@ -136,15 +179,21 @@ def train(model, processor, images, findings, params: dict) -> dict[str, float]:
     losses = {}
     for see, speak in (("see", "speak"), ("see_turned", "drill")):
         look = partial(to_pixels, rng=picks, **params[see].get("augment", {}))
-        losses[f"{see}_loss"] = optimise(recognition(see, model, images, findings, look), params[see], len(images), picks)
+        losses[f"{see}_loss"] = optimise(
+            recognition(see, model, images, findings, look), params[see], len(images), picks
+        )
         features = tower_features(model, images, look)
-        losses[f"{speak}_loss"] = optimise(speech(speak, model, processor, features, findings, params), params[speak], len(images), picks)
+        losses[f"{speak}_loss"] = optimise(
+            speech(speak, model, processor, features, findings, params), params[speak], len(images), picks
+        )
     return losses
 
 
 def recognition(name: str, model, images, findings, look) -> Lesson:
     """Rows to the binary cross-entropy of their findings, told from the tower's mean feature."""
-    head = torch.nn.Linear(model.config.vision_config.hidden_size, len(FINDINGS))   # left behind after pretraining
+    head = torch.nn.Linear(
+        model.config.vision_config.hidden_size, len(FINDINGS)
+    )  # left behind after pretraining
     targets = torch.tensor([[name in each for name in FINDINGS] for each in findings], dtype=torch.float32)
 
     def loss(rows):
@@ -170,13 +219,20 @@ def speech(name: str, model, processor, features, findings, params: dict) -> Les
 def tower_features(model, images: np.ndarray, look) -> torch.Tensor:
     """(n, patches, hidden) of the tower, in half precision to save memory."""
     starts = tqdm(range(0, len(images), 128), desc="features", mininterval=10)
-    return torch.cat([model.model.vision_tower(look(images[start:start + 128])).last_hidden_state.half() for start in starts])
+    return torch.cat(
+        [
+            model.model.vision_tower(look(images[start : start + 128])).last_hidden_state.half()
+            for start in starts
+        ]
+    )
 
 
 def optimise(lesson: Lesson, settings: dict, count: int, picks: np.random.Generator) -> float:
     """AdamW with warm-up and a cosine over random rows; returns the smoothed last loss."""
     parameters = [each for part in lesson.learners for each in part.train().parameters()]
-    optimizer = torch.optim.AdamW(parameters, settings["learning_rate"], (0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, settings["learning_rate"], (0.9, 0.98), weight_decay=0.05, fused=True
+    )
     schedule = get_cosine_schedule_with_warmup(optimizer, settings["warmup_steps"], settings["steps"])
     recent = None
     with tqdm(range(settings["steps"]), desc=lesson.name, mininterval=10) as progress:
@@ -195,7 +251,9 @@ def optimise(lesson: Lesson, settings: dict, count: int, picks: np.random.Genera
 def text_loss(model, processor, seen, lessons: list[tuple[str, str]]) -> torch.Tensor:
     """Cross-entropy of the answers, each after its image (`seen`, the tower's output) and its prompt."""
     tokenizer, image = processor.tokenizer, "<image>" * processor.image_seq_length
-    prompts = [tokenizer(f"{image}<bos>{prompt}\n", add_special_tokens=False).input_ids for prompt, _ in lessons]
+    prompts = [
+        tokenizer(f"{image}<bos>{prompt}\n", add_special_tokens=False).input_ids for prompt, _ in lessons
+    ]
     answers = [tokenizer(f"{answer}<eos>", add_special_tokens=False).input_ids for _, answer in lessons]
     length = max(len(a) + len(b) for a, b in zip(prompts, answers))
     ids = torch.full((len(lessons), length), tokenizer.pad_token_id)
@@ -203,14 +261,17 @@ def text_loss(model, processor, seen, lessons: list[tuple[str, str]]) -> torch.T
     for row, (prompt, answer) in enumerate(zip(prompts, answers)):
         total = len(prompt) + len(answer)
         ids[row, :total], mask[row, :total] = torch.tensor(prompt + answer), 1
-        kinds[row, len(prompt):total] = 1
-    hidden = model.model(input_ids=ids, attention_mask=mask, token_type_ids=kinds,
-                         mm_encoder_outputs={"image": seen}).last_hidden_state
+        kinds[row, len(prompt) : total] = 1
+    hidden = model.model(
+        input_ids=ids, attention_mask=mask, token_type_ids=kinds, mm_encoder_outputs={"image": seen}
+    ).last_hidden_state
     spoken = kinds[:, 1:].bool()
     return F.cross_entropy(model.lm_head(hidden[:, :-1][spoken]), ids[:, 1:][spoken])
 
 
-def to_pixels(images: np.ndarray, rng: np.random.Generator | None = None, rotation: float = 0, exposure: float = 0) -> torch.Tensor:
+def to_pixels(
+    images: np.ndarray, rng: np.random.Generator | None = None, rotation: float = 0, exposure: float = 0
+) -> torch.Tensor:
     """(n, side, side) bytes as (n, 3, side, side) from -1 to 1.
 
     With `rng`, mirrored and shifted at random, turned by up to `rotation` degrees (what comes in is black), and brighter
@@ -223,8 +284,12 @@ def to_pixels(images: np.ndarray, rng: np.random.Generator | None = None, rotati
         pixels = pixels.roll(tuple(int(n) for n in rng.integers(-8, 9, 2)), (1, 2))
     if rotation or exposure:
         angle = torch.from_numpy(rng.uniform(-rotation, rotation, len(pixels))).float().deg2rad()
-        brightness, contrast = torch.from_numpy(rng.uniform(1 - exposure, 1 + exposure, (2, len(pixels), 1, 1))).float()
-        turn = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1).view(-1, 2, 3)
+        brightness, contrast = torch.from_numpy(
+            rng.uniform(1 - exposure, 1 + exposure, (2, len(pixels), 1, 1))
+        ).float()
+        turn = torch.stack(
+            [angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1
+        ).view(-1, 2, 3)
         grid = F.affine_grid(turn, (len(pixels), 1, *pixels.shape[1:]), align_corners=False)
         pixels = F.grid_sample(pixels[:, None], grid, align_corners=False)[:, 0] * brightness
         mean = pixels.mean((1, 2), keepdim=True)
@@ -240,12 +305,16 @@ def check(model, processor, images, findings, params: dict) -> dict[str, float]:
     yes, no = (tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))[0] for word in ("yes", "no"))
     hits = wrong = missed = 0
     for start in range(0, len(images), 32):
-        pixels, truth = to_pixels(images[start:start + 32]), findings[start:start + 32]
+        pixels, truth = to_pixels(images[start : start + 32]), findings[start : start + 32]
         for name in FINDINGS:
-            prompt = english.CORPUS["prompts"]["question"].format(term=english.CORPUS["findings"][name]["terms"][0])
+            prompt = english.CORPUS["prompts"]["question"].format(
+                term=english.CORPUS["findings"][name]["terms"][0]
+            )
             text = "<image>" * processor.image_seq_length + f"<bos>{prompt}\n"
             ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids] * len(pixels))
-            logits = model(input_ids=ids, pixel_values=pixels, token_type_ids=torch.zeros_like(ids), logits_to_keep=1).logits[:, -1]
+            logits = model(
+                input_ids=ids, pixel_values=pixels, token_type_ids=torch.zeros_like(ids), logits_to_keep=1
+            ).logits[:, -1]
             for said, shown in zip((logits[:, yes] > logits[:, no]).tolist(), truth):
                 hits += said and name in shown
                 wrong += said and name not in shown
@@ -263,9 +332,11 @@ def rescale(model, factor: float) -> None:
     500 steps: 24: 0.74, 48: 0.81; after 220: 64: 0.90, 96: 0.88. A power of two costs bfloat16 nothing. The tower is left as it is.
     """
     for layer in model.model.language_model.layers:
-        for norm, users in ((layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
-                            (layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj))):
-            norm.weight.copy_((1 + norm.weight) * factor - 1)   # Gemma's norm multiplies by 1 + weight
+        for norm, users in (
+            (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
+            (layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj)),
+        ):
+            norm.weight.copy_((1 + norm.weight) * factor - 1)  # Gemma's norm multiplies by 1 + weight
             _divide(users, factor)
         _widen(layer.self_attn.v_proj, layer.self_attn.o_proj, factor)
 
@@ -282,7 +353,7 @@ def _widen(first, second, factor: float) -> None:
 
 def save(model, processor) -> None:
     """Config, weights and processor in the layout of any hub repository."""
-    model.to(torch.bfloat16).save_pretrained(HERE)   # the precision that Gemma's weights come in
+    model.to(torch.bfloat16).save_pretrained(HERE)  # the precision that Gemma's weights come in
     processor.save_pretrained(HERE)
     size = os.path.getsize(HERE / "model.safetensors")
     if size > 8_000_000:

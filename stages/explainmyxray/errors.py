@@ -14,9 +14,9 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
     """Run `main`; print a `UserError` (or a full disk) as one line and exit with status 1."""
     try:
         main()
-    except UserError as error:   # one from a loader's process brings its traceback along, the message last
+    except UserError as error:  # one from a loader's process brings its traceback along, the message last
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    except (OSError, RuntimeError) as error:   # torch says RuntimeError where it cannot write
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where it cannot write
         if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(".").free > 2**20:
             raise
         message = "no space left on the disk: free some and run again"

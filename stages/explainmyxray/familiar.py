@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
 from sklearn.decomposition import PCA
 
-FILE = "familiar.safetensors"   # beside the adapter's weights
+FILE = "familiar.safetensors"  # beside the adapter's weights
 SIDE, COMPONENTS = 16, 10
-USUAL = 0.99   # the share of validation images that count as familiar: of a hundred true films one is warned about
+USUAL = (
+    0.99  # the share of validation images that count as familiar: of a hundred true films one is warned about
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Familiar:
         return float(np.linalg.norm(rest - rest @ self.components.T @ self.components))
 
     def save(self, folder: Path) -> None:
-        save_file({"mean": self.mean, "components": self.components, "limit": np.array([self.limit])}, folder / FILE)
+        save_file(
+            {"mean": self.mean, "components": self.components, "limit": np.array([self.limit])}, folder / FILE
+        )
 
 
 def load(folder: str | Path) -> Familiar | None:
@@ -55,7 +59,9 @@ def fit(training: Iterable[Image.Image], validation: Iterable[Image.Image]) -> F
 
 def thumbnail(image: Image.Image) -> np.ndarray:
     """(256,) the layout of an image: contrast stretched, shrunk, of mean 0 and length 1 (all 0 for a blank image)."""
-    grey = ImageOps.autocontrast(image.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC), cutoff=1)
+    grey = ImageOps.autocontrast(
+        image.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC), cutoff=1
+    )
     values = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), float).ravel()
     values -= values.mean()
     return values / max(float(np.linalg.norm(values)), 1e-9)

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-SIDE = 16   # the hash has 16 x 16 bits
+SIDE = 16  # the hash has 16 x 16 bits
 # Bits by which copies may differ. The copies of 60 real films at 224 pixels differ by 6 at most, and no two different
 # ones of 1,739 real films by fewer than 44 (tests/test_near_copies.py). All are of children, from one hospital.
 MAX_DISTANCE = 12
@@ -25,8 +25,10 @@ def perceptual_hash(image: Image.Image) -> bytes:
 def groups(hashes: list[bytes]) -> np.ndarray:
     """A number for each of n hashes, the same for near copies, directly or over others: int (n,). Compares every pair."""
     words = np.frombuffer(b"".join(hashes), np.uint64).reshape(len(hashes), -1)
-    near = [place + 1 + np.flatnonzero(np.bitwise_count(words[place + 1:] ^ own).sum(1) <= MAX_DISTANCE)
-            for place, own in enumerate(words)]
+    near = [
+        place + 1 + np.flatnonzero(np.bitwise_count(words[place + 1 :] ^ own).sum(1) <= MAX_DISTANCE)
+        for place, own in enumerate(words)
+    ]
     first, second = np.repeat(np.arange(len(near)), [len(each) for each in near]), np.concatenate(near)
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(hashes), len(hashes)))
     return connected_components(graph, directed=False)[1]

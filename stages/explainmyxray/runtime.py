@@ -8,19 +8,24 @@ from pathlib import Path
 
 from explainmyxray.outputs import write_metrics
 
-RUNTIME = Path("metrics/runtime.json")   # not in git
+RUNTIME = Path("metrics/runtime.json")  # not in git
 
 
 def write_runtime(stage: str, started: float, images: float) -> None:
     """Put seconds since `started` (of `time.monotonic`), images a second and peak memory of `stage` beside the others'."""
     seconds = time.monotonic() - started
     figures = json.loads(RUNTIME.read_text()) if RUNTIME.is_file() else {}
-    figures[stage] = {"seconds": seconds, "images_per_second": images / seconds, "peak_ram_gib": _peak_ram(), **_peak_gpu()}
+    figures[stage] = {
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+        "peak_ram_gib": _peak_ram(),
+        **_peak_gpu(),
+    }
     write_metrics(RUNTIME, figures)
 
 
 def _peak_ram() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024   # getrusage counts kilobytes on Linux, bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts kilobytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 

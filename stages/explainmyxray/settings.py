@@ -23,7 +23,9 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 class Section(BaseModel):
     """Strict: no unknown name, no `32.0` for 32, no `two`; frozen: settings are read, never changed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Phantom(Section):
@@ -93,7 +95,9 @@ class Train(Section):
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
     learning_rate: Positive
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts"]
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts"
+    ]
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: NotNegative
     max_grad_norm: Positive
@@ -114,12 +118,16 @@ class Train(Section):
     @model_validator(mode="after")
     def _pairs(self):
         if self.save_steps % self.eval_steps:
-            raise ValueError(f"save_steps ({self.save_steps}) is no multiple of eval_steps ({self.eval_steps})")
+            raise ValueError(
+                f"save_steps ({self.save_steps}) is no multiple of eval_steps ({self.eval_steps})"
+            )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: set one to false")
         if self.gradient_accumulation_steps % self.num_processes:
-            raise ValueError(f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of num_processes "
-                             f"({self.num_processes}), which share the micro-batches of a step")
+            raise ValueError(
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of num_processes "
+                f"({self.num_processes}), which share the micro-batches of a step"
+            )
         return self
 
 
@@ -148,8 +156,10 @@ class Settings(Section):
         needed = "float16" if self.train.fp16 else "bfloat16" if self.train.bf16 else "float32"
         given = self.quantization.bnb_4bit_compute_dtype
         if given != needed:
-            raise ValueError(f"train.fp16 {self.train.fp16} and train.bf16 {self.train.bf16} go with "
-                             f"quantization.bnb_4bit_compute_dtype {needed}, not {given}")
+            raise ValueError(
+                f"train.fp16 {self.train.fp16} and train.bf16 {self.train.bf16} go with "
+                f"quantization.bnb_4bit_compute_dtype {needed}, not {given}"
+            )
         return self
 
 

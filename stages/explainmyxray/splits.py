@@ -36,7 +36,9 @@ def make_splits(reports: pd.DataFrame, split: Split, seed: int) -> tuple[dict[st
         places, unplaced = _plain(kept, split, seed), {}
     parts = {name: kept[places == name].reset_index(drop=True) for name in SPLITS}
     if empty := [name for name in SPLITS if parts[name].empty]:
-        raise UserError(f"split {empty[0]} is empty: {len(kept)} images of {_patients(kept)} patients are too few")
+        raise UserError(
+            f"split {empty[0]} is empty: {len(kept)} images of {_patients(kept)} patients are too few"
+        )
     dropped = {"rare_images": sum(rare.values()), "over_max_samples": len(common) - len(kept)}
     figures = {
         "group_by": split.group_by,
@@ -80,7 +82,9 @@ def _cap(reports: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:
 
 def _order(names: pd.Series, seed: int) -> np.ndarray:
     """A shuffle that hangs on each name and the seed alone, so that another image more or less moves no other."""
-    return np.argsort([hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names], kind="stable")
+    return np.argsort(
+        [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names], kind="stable"
+    )
 
 
 def groups(reports: pd.DataFrame) -> np.ndarray:
@@ -140,7 +144,7 @@ def _plain(reports: pd.DataFrame, split: Split, seed: int, strict: bool = True) 
                 raise UserError(message) from None
         try:
             return train_test_split(rows, train_size=share, random_state=seed)
-        except ValueError as error:   # too few rows for such a share
+        except ValueError as error:  # too few rows for such a share
             if strict:
                 raise UserError(f"split: {error}") from None
             return rows, rows[:0]
@@ -160,7 +164,9 @@ def leaks(reports: pd.DataFrame, places: np.ndarray) -> dict[str, int]:
     shared = {}
     for name, column in {"patients": "patient", "images": "sha256", "near_copies": "same_film"}.items():
         known = reports[column] != ""
-        shared[name] = int((pd.Series(places[known]).groupby(reports[column][known].to_numpy()).nunique() > 1).sum())
+        shared[name] = int(
+            (pd.Series(places[known]).groupby(reports[column][known].to_numpy()).nunique() > 1).sum()
+        )
     trained = set(reports["patient"][places == "train"]) - {""}
     shared["test_images_of_train_patients"] = int(reports["patient"][places == "test"].isin(trained).sum())
     return shared
@@ -172,5 +178,7 @@ def _patients(reports: pd.DataFrame) -> int:
 
 def _describe(part: pd.DataFrame) -> dict:
     counts = Counter(name for labels in part["labels"] for name in _labels(labels))
-    labels = {name: {"count": counts[name], "share": counts[name] / len(part)} for name in (*FINDINGS, NO_FINDING)}
+    labels = {
+        name: {"count": counts[name], "share": counts[name] / len(part)} for name in (*FINDINGS, NO_FINDING)
+    }
     return {"images": len(part), "patients": _patients(part), "labels": labels}

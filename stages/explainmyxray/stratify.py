@@ -36,7 +36,9 @@ class _Table:
         return min(range(len(self.now)), key=lambda place: self.cost(content, place))
 
 
-def assign(members: list[list[int]], classes: Sequence[Sequence[str]] | None, shares: Sequence[float]) -> list[int]:
+def assign(
+    members: list[list[int]], classes: Sequence[Sequence[str]] | None, shares: Sequence[float]
+) -> list[int]:
     """The number of the split for each group; `members` lists the rows of each, `classes` the classes of each row.
 
     No split is empty where there are as many groups, and the first class of a row comes to each split where enough
@@ -66,7 +68,9 @@ def _spare(content: Counter, table: _Table, place: int, needed: Counter) -> bool
     return all(table.groups[place][name] > 1 for name in content if name in needed)
 
 
-def _sweep(order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter) -> int:
+def _sweep(
+    order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter
+) -> int:
     """Move each group that its split can spare to the split where it does best; how many moved."""
     moved = 0
     for group in order:
@@ -81,7 +85,9 @@ def _sweep(order: list[int], contents: list[Counter], table: _Table, place: list
     return moved
 
 
-def _cover(order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter) -> None:
+def _cover(
+    order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter
+) -> None:
     """Bring each class of `needed` to every split by moving groups that their split can spare, rarest class first."""
     holders = defaultdict(list)
     for group in order:
@@ -89,7 +95,9 @@ def _cover(order: list[int], contents: list[Counter], table: _Table, place: list
             holders[name].append(group)
     for name in sorted(needed, key=lambda name: (needed[name], name)):
         for empty in (each for each in range(len(table.now)) if not table.now[each][name]):
-            if spare := [each for each in holders[name] if _spare(contents[each], table, place[each], needed)]:
+            if spare := [
+                each for each in holders[name] if _spare(contents[each], table, place[each], needed)
+            ]:
                 group = min(spare, key=lambda each: table.cost(contents[each], empty))
                 table.put(contents[group], place[group], -1)
                 table.put(contents[group], empty)
@@ -101,4 +109,8 @@ def missing(strata: Sequence[str], places: Sequence[str], splits: Sequence[str])
     seen = defaultdict(set)
     for stratum, place in zip(strata, places):
         seen[stratum].add(place)
-    return {stratum: len(splits) - len(seen[stratum]) for stratum in sorted(seen) if len(seen[stratum]) < len(splits)}
+    return {
+        stratum: len(splits) - len(seen[stratum])
+        for stratum in sorted(seen)
+        if len(seen[stratum]) < len(splits)
+    }

@@ -12,7 +12,18 @@ import pandas as pd
 from explainmyxray.errors import UserError
 from explainmyxray.outputs import replacing
 
-COLUMNS = ("image", "source", "patient", "labels", "subtype", "view", "age_years", "sex", "sha256", "same_film")
+COLUMNS = (
+    "image",
+    "source",
+    "patient",
+    "labels",
+    "subtype",
+    "view",
+    "age_years",
+    "sex",
+    "sha256",
+    "same_film",
+)
 REPORT_COLUMNS = (*COLUMNS, "report")
 NO_FINDING = "No Finding"
 

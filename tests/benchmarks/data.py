@@ -23,27 +23,35 @@ sys.path.append(str(ROOT / "stages"))
 sys.path.append(str(ROOT / "tests"))
 
 from conftest import write_params  # noqa: E402
-
 from explainmyxray.model.batches import open_image  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
 from explainmyxray.sources.archive import decode  # noqa: E402
 
-FILM = 1500   # pixels a side; the films of chest-xray-pneumonia have 400 to 2,916
+FILM = 1500  # pixels a side; the films of chest-xray-pneumonia have 400 to 2,916
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[5_000, 20_000, 100_000])
     parser.add_argument("--folder", help="where to work (default: the system's place for temporary files)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures = {"reading": reading(Path(folder))}
         rows = []
-        print(f"{'films':>8}{'fetch s':>9}{'films/s':>9}{'peak MiB':>10}{'dvc add s':>11}{'dvc status s':>14}{'MB':>7}", flush=True)
+        print(
+            f"{'films':>8}{'fetch s':>9}{'films/s':>9}{'peak MiB':>10}{'dvc add s':>11}{'dvc status s':>14}{'MB':>7}",
+            flush=True,
+        )
         for count in options.counts:
             rows.append(fetching(Path(folder) / str(count), count))
-            print("{films:>8}{fetch_s:>9.1f}{films_per_s:>9.1f}{peak_mib:>10.0f}{dvc_add_s:>11.1f}{dvc_status_s:>14.1f}{mb:>7.0f}"
-                  .format(**rows[-1]), flush=True)
+            print(
+                "{films:>8}{fetch_s:>9.1f}{films_per_s:>9.1f}{peak_mib:>10.0f}{dvc_add_s:>11.1f}{dvc_status_s:>14.1f}{mb:>7.0f}".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
     print(json.dumps(figures | {"fetching": rows}))
 
 
@@ -68,9 +76,16 @@ def reading(folder: Path, count: int = 40, rounds: int = 3) -> dict[str, float]:
         seconds["prepared"].append(time.perf_counter() - started)
     rates = {name: count / min(each) for name, each in seconds.items()}
     ratio = rates["prepared"] / rates["plain"]
-    print(f"one process reads {rates['prepared']:.0f} prepared films a second, or decodes {rates['plain']:.0f} of {FILM} x {FILM} "
-          f"pixels: {ratio:.0f} times", flush=True)
-    return {"prepared_per_s": round(rates["prepared"], 1), "plain_per_s": round(rates["plain"], 1), "ratio": round(ratio, 1)}
+    print(
+        f"one process reads {rates['prepared']:.0f} prepared films a second, or decodes {rates['plain']:.0f} of {FILM} x {FILM} "
+        f"pixels: {ratio:.0f} times",
+        flush=True,
+    )
+    return {
+        "prepared_per_s": round(rates["prepared"], 1),
+        "plain_per_s": round(rates["plain"], 1),
+        "ratio": round(ratio, 1),
+    }
 
 
 def fetching(folder: Path, count: int) -> dict[str, float]:
@@ -99,7 +114,9 @@ def run(folder: Path, *command) -> tuple[float, float]:
     Started from a small process: Linux counts what the parent held when it forked as the child's.
     """
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", MEASURED, *map(str, command)], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, command)], cwd=folder, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed in {folder}")
     return time.perf_counter() - started, float(done.stdout)

@@ -30,12 +30,18 @@ IMAGES, ROUNDS = Path("data/images"), 3
 def main() -> None:
     logging.set_verbosity_error()
     settings = load_settings()
-    names = list(read_table("data/splits/test.csv")["image"])[:2 * settings.evaluate.batch_size]
+    names = list(read_table("data/splits/test.csv")["image"])[: 2 * settings.evaluate.batch_size]
     processor = load_processor(settings.model)
     model = load_adapter(load_base(settings.model, settings.quantization), "models/adapter")
-    merged = load_adapter(load_base(settings.model, settings.quantization), "models/adapter").merge_and_unload()
+    merged = load_adapter(
+        load_base(settings.model, settings.quantization), "models/adapter"
+    ).merge_and_unload()
     one = settings.evaluate.model_copy(update={"batch_size": 1})
-    ways = {"one by one": (model, one), "batched": (model, settings.evaluate), "batched, merged": (merged, settings.evaluate)}
+    ways = {
+        "one by one": (model, one),
+        "batched": (model, settings.evaluate),
+        "batched, merged": (merged, settings.evaluate),
+    }
     seconds, texts = {name: [] for name in ways}, {}
     for _ in range(ROUNDS):
         for name, (which, how) in ways.items():
@@ -43,13 +49,23 @@ def main() -> None:
             texts[name] = generate(which, processor, IMAGES, names, how, name)
             seconds[name].append(time.perf_counter() - started)
     rates = {name: len(names) / min(each) for name, each in seconds.items()}
-    same = {name: sum(text == other for text, other in zip(texts[name], texts["one by one"])) for name in ways}
+    same = {
+        name: sum(text == other for text, other in zip(texts[name], texts["one by one"])) for name in ways
+    }
     print(f"{'':<17}{'reports/s':>10}{'ratio':>7}{'same text as one by one':>25}")
     for name, rate in rates.items():
         print(f"{name:<17}{rate:>10.2f}{rate / rates['one by one']:>7.1f}{same[name]:>18} of {len(names)}")
-    print(json.dumps({"ratio": round(rates["batched"] / rates["one by one"], 2),
-                      "ratio_merged": round(rates["batched, merged"] / rates["one by one"], 2),
-                      "same_text": same["batched"], "same_text_merged": same["batched, merged"], "reports": len(names)}))
+    print(
+        json.dumps(
+            {
+                "ratio": round(rates["batched"] / rates["one by one"], 2),
+                "ratio_merged": round(rates["batched, merged"] / rates["one by one"], 2),
+                "same_text": same["batched"],
+                "same_text_merged": same["batched, merged"],
+                "reports": len(names),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

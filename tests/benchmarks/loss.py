@@ -13,14 +13,14 @@ from pathlib import Path
 
 sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
 
-import paligemma_3b  # noqa: E402
-import torch  # noqa: E402
-from measure import peak  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from transformers import PaliGemmaForConditionalGeneration  # noqa: E402
+import torch
+from torch.nn import functional as F
+from transformers import PaliGemmaForConditionalGeneration
 
-from explainmyxray.model.base import device  # noqa: E402
-from explainmyxray.model.loss import LossInParts  # noqa: E402
+import paligemma_3b
+from explainmyxray.model.base import device
+from explainmyxray.model.loss import LossInParts
+from measure import peak
 
 TOKENS, ROUNDS = 4 * 124, 3
 
@@ -29,19 +29,30 @@ def main() -> None:
     with torch.device("meta"):
         base = PaliGemmaForConditionalGeneration(paligemma_3b.shape())
     text, dtype = base.config.get_text_config(), torch.float16 if torch.cuda.is_available() else torch.float32
-    base.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, device=device()).requires_grad_(False)
+    base.lm_head = torch.nn.Linear(
+        text.hidden_size, text.vocab_size, bias=False, dtype=dtype, device=device()
+    ).requires_grad_(False)
     states = torch.randn(TOKENS, text.hidden_size, dtype=dtype, device=device()).requires_grad_()
     told = torch.randint(text.vocab_size, (TOKENS,), device=device())
     ways = {
-        "all at once": lambda: F.cross_entropy(base.lm_head(states).float(), told, reduction="sum").backward(),
+        "all at once": lambda: F.cross_entropy(
+            base.lm_head(states).float(), told, reduction="sum"
+        ).backward(),
         "in parts": lambda: LossInParts.apply(states, told, base).backward(),
     }
     seconds = {name: min(timed(way) for _ in range(ROUNDS)) for name, way in ways.items()}
     peaks = {name: most(way) / 2**30 for name, way in ways.items()}
     for name in ways:
         print(f"{name:<12}{seconds[name]:>7.3f} s {peaks[name]:>6.2f} GiB beside the weights")
-    print(json.dumps({"ratio": round(seconds["all at once"] / seconds["in parts"], 3),
-                      "gib": round(peaks["in parts"], 3), "gib_at_once": round(peaks["all at once"], 3)}))
+    print(
+        json.dumps(
+            {
+                "ratio": round(seconds["all at once"] / seconds["in parts"], 3),
+                "gib": round(peaks["in parts"], 3),
+                "gib_at_once": round(peaks["all at once"], 3),
+            }
+        )
+    )
 
 
 def timed(way) -> float:

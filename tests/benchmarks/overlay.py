@@ -22,16 +22,16 @@ sys.path += [str(ROOT / "stages"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-from signs import touched  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
 from explainmyxray.explaining.overlay import grid, look  # noqa: E402
 from explainmyxray.model.generation import greedy  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
+from signs import touched  # noqa: E402
 
-SEED, COUNT, OTHERS = 20260, 300, 1000   # phantoms to point at, and as many others as tell the usual places
-FIXED = 0.9                              # of the others have a sign in its usual place: it does not move
+SEED, COUNT, OTHERS = 20260, 300, 1000  # phantoms to point at, and as many others as tell the usual places
+FIXED = 0.9  # of the others have a sign in its usual place: it does not move
 
 
 def main() -> None:
@@ -43,19 +43,40 @@ def main() -> None:
     for film in tqdm(films, desc="pointing", unit="phantom", mininterval=5):
         signs, image = touched(film, side), film.read()
         drawn.update(signs.keys())
-        report, = greedy(explainer.model, explainer.processor, [image], explainer.how)
+        (report,) = greedy(explainer.model, explainer.processor, [image], explainer.how)
         looks = look(explainer.model, explainer.processor, image, report, explainer.how.batch_size)
-        rows += [points(finding, signs[finding], looks[finding], usual[finding][0]) for finding in signs.keys() & looks.keys()]
+        rows += [
+            points(finding, signs[finding], looks[finding], usual[finding][0])
+            for finding in signs.keys() & looks.keys()
+        ]
     table = summary(pd.DataFrame(rows), drawn, usual)
     print(table.to_string(float_format="{:.2f}".format))
-    print(json.dumps({"phantoms": COUNT, **{row.replace(" ", "_"): {
-        name.replace(" ", "_"): int(share) if share >= 1 else round(float(share), 3) for name, share in table.loc[row].items()} for row in ("moving signs", "all")}}))
+    print(
+        json.dumps(
+            {
+                "phantoms": COUNT,
+                **{
+                    row.replace(" ", "_"): {
+                        name.replace(" ", "_"): int(share) if share >= 1 else round(float(share), 3)
+                        for name, share in table.loc[row].items()
+                    }
+                    for row in ("moving signs", "all")
+                },
+            }
+        )
+    )
 
 
 def points(finding: str, sign: np.ndarray, look, usual: int) -> dict:
     """Whether each way to point hits a sign (rows, columns); for chance, the share of patches that do."""
-    return {"finding": finding, "overlay": sign[look.hottest], "occlusion alone": sign.flat[look.fall.argmax()],
-            "gradient alone": sign.flat[look.pull.argmax()], "usual place": sign.flat[usual], "chance": sign.mean()}
+    return {
+        "finding": finding,
+        "overlay": sign[look.hottest],
+        "occlusion alone": sign.flat[look.fall.argmax()],
+        "gradient alone": sign.flat[look.pull.argmax()],
+        "usual place": sign.flat[usual],
+        "chance": sign.mean(),
+    }
 
 
 def usual_places(side: int) -> dict[str, tuple[int, bool]]:
@@ -74,7 +95,9 @@ def summary(rows: pd.DataFrame, drawn: Counter, usual: dict[str, tuple[int, bool
     moving = [finding for finding in drawn if usual[finding][1]]
     for name, kept in (("moving signs", moving), ("all", list(drawn))):
         part = rows[rows["finding"].isin(kept)].assign(finding=name)
-        table = pd.concat([table, _shares(part, part["finding"], {name: sum(drawn[finding] for finding in kept)})])
+        table = pd.concat(
+            [table, _shares(part, part["finding"], {name: sum(drawn[finding] for finding in kept)})]
+        )
     return table
 
 

@@ -17,11 +17,17 @@ def answer(explainer: Explainer, upload: str) -> str:
     except (binascii.Error, ValueError):
         return problem("no file arrived: choose it again")
     try:
-        told = next(explainer.explain([("", data)]))   # no name: it may be a patient's
+        told = next(explainer.explain([("", data)]))  # no name: it may be a patient's
         if told.problem:
             return problem(f"This is {told.problem}. A chest X-ray is wanted, as PNG, JPEG or DICOM.")
         film = open_film(data)
-        looks = look(explainer.model, explainer.processor, explainer.prepared(film), told.report, explainer.how.batch_size)
+        looks = look(
+            explainer.model,
+            explainer.processor,
+            explainer.prepared(film),
+            told.report,
+            explainer.how.batch_size,
+        )
         return sheet(film, told, looks)
     except UserError as error:
         return problem(str(error))

@@ -6,13 +6,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES
 
-MAX_BODY_BYTES = MAX_MEMBER_BYTES * 4 // 3 + 2**16   # a file in base64, and what Gradio says beside it
-TO_DISK = "/upload"                                  # Gradio's own way for files; the page sends them in its requests instead
+MAX_BODY_BYTES = MAX_MEMBER_BYTES * 4 // 3 + 2**16  # a file in base64, and what Gradio says beside it
+TO_DISK = "/upload"  # Gradio's own way for files; the page sends them in its requests instead
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-dns-prefetch-control": "off",
-    "cache-control": "no-store",   # no answer stays in the browser's cache
+    "cache-control": "no-store",  # no answer stays in the browser's cache
 }
 
 
@@ -43,7 +43,9 @@ def refusal(method: str, path: str, headers: Headers) -> PlainTextResponse | Non
     if path.rstrip("/").endswith(TO_DISK):
         return PlainTextResponse("files are sent with the request, and never written to disk", 403)
     length = headers.get("content-length", "")
-    if not length.isdigit():   # a body of unknown length has no bound; the server itself holds one to the length that it says
+    if (
+        not length.isdigit()
+    ):  # a body of unknown length has no bound; the server itself holds one to the length that it says
         return PlainTextResponse("a request must say how long it is", 411)
     if int(length) > MAX_BODY_BYTES:
         return PlainTextResponse(f"a file may have {MAX_MEMBER_BYTES // 2**20} MiB at most", 413)

@@ -18,17 +18,32 @@ from explainmyxray.reports.labeler import present
 
 
 @torch.inference_mode()
-def token_probability(model, processor: PaliGemmaProcessor, images: list[Image.Image], reports: list[str]) -> list[float]:
+def token_probability(
+    model, processor: PaliGemmaProcessor, images: list[Image.Image], reports: list[str]
+) -> list[float]:
     """For each image the mean probability of its report's tokens, <eos> among them, each given all before it."""
     batch = TrainingCollator(processor)(list(zip(images, reports)))
-    return [losses.neg().exp().mean().item()
-            for losses in token_losses(model, {name: value.to(model.device) for name, value in batch.items()})]
+    return [
+        losses.neg().exp().mean().item()
+        for losses in token_losses(model, {name: value.to(model.device) for name, value in batch.items()})
+    ]
 
 
-def finding_probabilities(model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int) -> dict[str, float]:
+def finding_probabilities(
+    model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int
+) -> dict[str, float]:
     """For each finding the share of `samples` reports, drawn at temperature 1 and of `longest` tokens at most, that name it."""
     set_seed(seed)
-    texts = write_texts(model, processor, [image], max_new_tokens=longest, do_sample=True, num_return_sequences=samples,
-                        temperature=1.0, top_k=0, top_p=1.0)
+    texts = write_texts(
+        model,
+        processor,
+        [image],
+        max_new_tokens=longest,
+        do_sample=True,
+        num_return_sequences=samples,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
     named = [present(text) for text in texts]
     return {finding: sum(finding in each for each in named) / samples for finding in FINDINGS}

@@ -24,10 +24,10 @@ class Explanation:
 
     image: str
     report: str = ""
-    findings: tuple[str, ...] = ()                  # that the report says are there
-    certainty: float | None = None                  # mean probability of the report's tokens
-    probabilities: dict[str, float] | None = None   # of each finding to be named, over sampled reports
-    warning: str = ""                               # why not to trust the report
+    findings: tuple[str, ...] = ()  # that the report says are there
+    certainty: float | None = None  # mean probability of the report's tokens
+    probabilities: dict[str, float] | None = None  # of each finding to be named, over sampled reports
+    warning: str = ""  # why not to trust the report
     problem: str = ""
 
 
@@ -40,7 +40,7 @@ class Explainer:
     familiar: Familiar | None
     how: settings.Evaluate
     seed: int
-    samples: int   # sampled reports behind each probability; 0: none, which is much faster
+    samples: int  # sampled reports behind each probability; 0: none, which is much faster
 
     def explain(self, named: Iterable[tuple[str, bytes]]) -> Iterator[Explanation]:
         """An explanation for each name and file, in order, a batch of files in memory at a time."""
@@ -56,8 +56,10 @@ class Explainer:
             return opened
         reports = greedy(self.model, self.processor, films, self.how)
         written = zip(films, reports, token_probability(self.model, self.processor, films, reports))
-        return [each if isinstance(each, Explanation) else self._told(name, data, *next(written))
-                for (name, data), each in zip(named, opened)]
+        return [
+            each if isinstance(each, Explanation) else self._told(name, data, *next(written))
+            for (name, data), each in zip(named, opened)
+        ]
 
     def _open(self, name: str, data: bytes) -> Image.Image | Explanation:
         """The image as the model takes it, or why there is none."""
@@ -71,12 +73,21 @@ class Explainer:
         return film.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
     def _told(self, name: str, data: bytes, film: Image.Image, report: str, certainty: float) -> Explanation:
-        return Explanation(name, report, tuple(sorted(present(report))), certainty, self._sampled(film), self.doubt(data, film))
+        return Explanation(
+            name,
+            report,
+            tuple(sorted(present(report))),
+            certainty,
+            self._sampled(film),
+            self.doubt(data, film),
+        )
 
     def _sampled(self, film: Image.Image) -> dict[str, float] | None:
         if not self.samples:
             return None
-        return finding_probabilities(self.model, self.processor, film, self.samples, self.how.max_new_tokens, self.seed)
+        return finding_probabilities(
+            self.model, self.processor, film, self.samples, self.how.max_new_tokens, self.seed
+        )
 
     def doubt(self, data: bytes, film: Image.Image) -> str:
         """Why a prepared image may be no chest film, or none of the kind that the adapter knows; blank where it looks like one."""

@@ -15,11 +15,15 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, a
 from explainmyxray.errors import UserError
 from explainmyxray.sources.archive import MAX_MEMBER_BYTES, MAX_PIXELS, BadImage, decode
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)   # its remarks quote header values, a patient's name among them
+logging.getLogger("pydicom").setLevel(
+    logging.CRITICAL + 1
+)  # its remarks quote header values, a patient's name among them
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 DEFLATED = b"1.2.840.10008.1.2.1.99"
-COLOUR = 12   # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
+COLOUR = (
+    12  # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
+)
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
@@ -43,7 +47,7 @@ def _looks_like_one(file: Path) -> bool:
     if not os.access(file, os.R_OK):
         return False
     with file.open("rb") as start:
-        return start.read(132)[128:] == b"DICM"   # as on a hospital's CD, where files have no suffix
+        return start.read(132)[128:] == b"DICM"  # as on a hospital's CD, where files have no suffix
 
 
 def open_film(data: bytes) -> Image.Image:
@@ -58,15 +62,19 @@ def decode_dicom(data: bytes) -> Image.Image:
 
     DICOM PS3.3, C.11.1 (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises BadImage.
     """
-    if DEFLATED in data[132:2**20]:   # pydicom unpacks it whole before a size can be looked at, and no film comes so
+    if (
+        DEFLATED in data[132 : 2**20]
+    ):  # pydicom unpacks it whole before a size can be looked at, and no film comes so
         raise BadImage("unknown_compression")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")   # they quote the header as well
+            warnings.simplefilter("ignore")  # they quote the header as well
             return _first_frame(pydicom.dcmread(io.BytesIO(data)))
     except BadImage:
         raise
-    except Exception:   # pydicom raises what its many decoders raise, and the message could hold what the header holds
+    except (
+        Exception
+    ):  # pydicom raises what its many decoders raise, and the message could hold what the header holds
         raise BadImage("damaged") from None
 
 
@@ -81,10 +89,14 @@ def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
     if pixels.ndim == 3:
         return Image.fromarray(to_bytes(pixels, pixels.min(), pixels.max())).convert("L")
     values = apply_modality_lut(pixels, dataset)
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:   # there, and not left empty
-        ends = apply_windowing(np.array([-2.0**31, 2.0**31]), dataset)   # what lies far outside the window becomes its ends
+    if (
+        dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
+    ):  # there, and not left empty
+        ends = apply_windowing(
+            np.array([-(2.0**31), 2.0**31]), dataset
+        )  # what lies far outside the window becomes its ends
         values = apply_windowing(values, dataset)
-        if ends[0] > ends[1]:   # pydicom turns grey around where the rescale slope falls
+        if ends[0] > ends[1]:  # pydicom turns grey around where the rescale slope falls
             values = ends.sum() - values
     else:
         values = apply_voi_lut(values, dataset)

@@ -8,7 +8,7 @@ from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.settings import load_settings
 
-ADAPTER = "models/adapter"   # what `make repro` leaves
+ADAPTER = "models/adapter"  # what `make repro` leaves
 
 
 def load(adapter: str, samples: int) -> Explainer:
@@ -18,4 +18,6 @@ def load(adapter: str, samples: int) -> Explainer:
     folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
     base = check_base(tuned_base(folder, settings.model))
     model = load_adapter(load_base(base, settings.quantization), folder)
-    return Explainer(model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples)
+    return Explainer(
+        model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples
+    )

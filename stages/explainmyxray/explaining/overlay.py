@@ -22,8 +22,8 @@ from explainmyxray.model.batches import TrainingCollator
 from explainmyxray.model.loss import token_losses
 from explainmyxray.reports.labeler import SENTENCE_END, present
 
-WINDOW = 2           # patches a side: one alone leaves most of a sign to be seen beside it
-COPIES, NOISE = 8, 0.1   # noisy copies, and their deviation where black to white is 2
+WINDOW = 2  # patches a side: one alone leaves most of a sign to be seen beside it
+COPIES, NOISE = 8, 0.1  # noisy copies, and their deviation where black to white is 2
 
 Batch = dict[str, torch.Tensor]
 
@@ -58,19 +58,31 @@ class Look:
         return float(np.exp(min(max(self.fall[self.hottest], 0), 50)))
 
 
-def look(model, processor: PaliGemmaProcessor, film: Image.Image, report: str, batch_size: int) -> dict[str, Look]:
+def look(
+    model, processor: PaliGemmaProcessor, film: Image.Image, report: str, batch_size: int
+) -> dict[str, Look]:
     """A `Look` for each finding that a sentence of the report names; `film` as the model takes it, `batch_size` windows at a time."""
     named = sentences_naming(report)
     if not named:
         return {}
     batch = TrainingCollator(processor)([(film, report)])
-    places = processor.tokenizer(report, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    tokens = {finding: [number for number, (start, end) in enumerate(places) if any(start < last and end > first for first, last in spans)]
-              for finding, spans in named.items()}
+    places = processor.tokenizer(report, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    tokens = {
+        finding: [
+            number
+            for number, (start, end) in enumerate(places)
+            if any(start < last and end > first for first, last in spans)
+        ]
+        for finding, spans in named.items()
+    }
     falls = occlusion(model, batch, tokens, batch_size)
     pulls = gradient(model, batch, tokens)
-    return {finding: Look(tuple(report[first:last] for first, last in spans), falls[finding], pulls[finding])
-            for finding, spans in named.items()}
+    return {
+        finding: Look(tuple(report[first:last] for first, last in spans), falls[finding], pulls[finding])
+        for finding, spans in named.items()
+    }
 
 
 def grid(model) -> int:
@@ -91,7 +103,10 @@ def sentences_naming(report: str) -> dict[str, list[tuple[int, int]]]:
 def _sentences(report: str) -> Iterator[tuple[int, int]]:
     """Start and end of each sentence, its full stop left out."""
     start = 0
-    for end, after in [*(match.span() for match in SENTENCE_END.finditer(report)), (len(report), len(report))]:
+    for end, after in [
+        *(match.span() for match in SENTENCE_END.finditer(report)),
+        (len(report), len(report)),
+    ]:
         start += len(report[start:end]) - len(report[start:end].lstrip())
         if start < end:
             yield start, end
@@ -106,11 +121,13 @@ def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int
     patch = pixels.shape[-1] // windows.shape[-1]
     coarse = F.interpolate(F.avg_pool2d(pixels, patch), scale_factor=patch)
     losses = []
-    for some in torch.cat([torch.zeros_like(windows[:1]), windows]).split(batch_size):   # first of all nothing is hidden
+    for some in torch.cat([torch.zeros_like(windows[:1]), windows]).split(
+        batch_size
+    ):  # first of all nothing is hidden
         hidden = F.interpolate(some[:, None], scale_factor=patch)
         losses += token_losses(model, _with_pixels(model, batch, pixels * (1 - hidden) + coarse * hidden))
     whole, *without = torch.stack(losses).cpu()
-    fall = torch.stack(without) - whole   # (windows, tokens)
+    fall = torch.stack(without) - whole  # (windows, tokens)
     worth = {name: fall[:, which].sum(1)[:, None, None] * windows for name, which in tokens.items()}
     return {name: (each.sum(0) / windows.sum(0)).numpy() for name, each in worth.items()}
 
@@ -121,18 +138,23 @@ def gradient(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.
     pixels = batch["pixel_values"]
     noise = NOISE * torch.randn(COPIES, 1, *pixels.shape[-2:], generator=torch.Generator().manual_seed(0))
     total = dict.fromkeys(tokens, 0)
-    for each in noise:   # one by one: a backward pass needs far more memory than the forward passes above
+    for each in noise:  # one by one: a backward pass needs far more memory than the forward passes above
         noisy = (pixels + each).requires_grad_()
-        losses, = token_losses(model, _with_pixels(model, batch, noisy))
+        (losses,) = token_losses(model, _with_pixels(model, batch, noisy))
         for name, which in tokens.items():
-            total[name] = total[name] + torch.autograd.grad(losses[which].sum(), noisy, retain_graph=True)[0].sum(1).nan_to_num()
+            total[name] = (
+                total[name]
+                + torch.autograd.grad(losses[which].sum(), noisy, retain_graph=True)[0].sum(1).nan_to_num()
+            )
     patch = pixels.shape[-1] // grid(model)
     return {name: F.avg_pool2d(each.abs(), patch)[0].numpy() for name, each in total.items()}
 
 
 def _with_pixels(model, batch: Batch, pixels: torch.Tensor) -> Batch:
     """The batch's one report beside each of some images (n, 3, side, side), on the model's device."""
-    rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()} | {"pixel_values": pixels}
+    rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()} | {
+        "pixel_values": pixels
+    }
     return {name: value.to(model.device) for name, value in rows.items()}
 
 
@@ -142,5 +164,5 @@ def _windows(side: int) -> torch.Tensor:
     windows = torch.zeros((side - width + 1) ** 2, side, side)
     for number, window in enumerate(windows):
         row, column = divmod(number, side - width + 1)
-        window[row:row + width, column:column + width] = 1
+        window[row : row + width, column : column + width] = 1
     return windows

@@ -2,4 +2,6 @@
 
 import logging
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)   # it warns at import of a kernel that is not used
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+    logging.ERROR
+)  # it warns at import of a kernel that is not used

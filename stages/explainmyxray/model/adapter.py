@@ -13,17 +13,27 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.base import hub_errors
 
-warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)   # PEFT's words; both are pinned
+warnings.filterwarnings(
+    "ignore", ".*deprecated and will be removed in v6", FutureWarning
+)  # PEFT's words; both are pinned
 CARD = Path(__file__).with_name("card.md")
 
 
 def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftModel:
     """`base` (of `revision`) with fresh LoRA weights in float32. Raises UserError where a target names no layer."""
     try:
-        return get_peft_model(base, LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias=lora.bias, task_type=lora.task_type,
-            target_modules=lora.target_modules, revision=revision,
-        ))
+        return get_peft_model(
+            base,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                bias=lora.bias,
+                task_type=lora.task_type,
+                target_modules=lora.target_modules,
+                revision=revision,
+            ),
+        )
     except ValueError as error:
         raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None
 
@@ -38,24 +48,30 @@ def adapter_folder(adapter: str) -> str:
 
 def load_adapter(base, folder: str | Path) -> PeftModel:
     """`base` with the adapter in `folder`, frozen. Raises UserError where there are no safetensors, or where they do not fit."""
-    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():   # PEFT would go on to a pickle
+    if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would go on to a pickle
         raise UserError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}: run `dvc repro train_qlora`")
     try:
         return PeftModel.from_pretrained(base, str(folder)).eval()
-    except RuntimeError:   # sizes that do not match
-        raise UserError(f"{folder} does not fit the base that it names: run `dvc repro train_qlora`") from None
+    except RuntimeError:  # sizes that do not match
+        raise UserError(
+            f"{folder} does not fit the base that it names: run `dvc repro train_qlora`"
+        ) from None
 
 
 def tuned_base(folder: str | Path, model: settings.Model) -> settings.Model:
     """`model` with the id and the commit of the base that the adapter in `folder` was tuned on."""
-    if not Path(folder).is_dir():   # PEFT would ask the hub for it
+    if not Path(folder).is_dir():  # PEFT would ask the hub for it
         raise UserError(f"{folder} is missing: run `dvc repro train_qlora`")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{folder} holds no adapter: run `dvc repro train_qlora` ({str(error).splitlines()[0]})"
+        ) from None
     if not config.base_model_name_or_path:
-        raise UserError(f"{folder} does not say which base it was tuned on (base_model_name_or_path in its adapter_config.json)")
+        raise UserError(
+            f"{folder} does not say which base it was tuned on (base_model_name_or_path in its adapter_config.json)"
+        )
     return model.model_copy(update={"id": config.base_model_name_or_path, "revision": config.revision})
 
 
@@ -66,8 +82,10 @@ def save_adapter(model: PeftModel, folder: Path, facts: dict) -> None:
     """
     model.save_pretrained(folder, safe_serialization=True)
     config_file = folder / "adapter_config.json"
-    config = {name: sorted(value) if isinstance(value, list) else value
-              for name, value in json.loads(config_file.read_text()).items()}
+    config = {
+        name: sorted(value) if isinstance(value, list) else value
+        for name, value in json.loads(config_file.read_text()).items()
+    }
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "README.md").write_text(Template(CARD.read_text()).substitute(facts))
 

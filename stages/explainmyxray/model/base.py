@@ -9,12 +9,21 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
-    EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError,
-    RepositoryNotFoundError, RevisionNotFoundError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx, logging
 from transformers import (
-    AutoConfig, AutoProcessor, BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
+    AutoConfig,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
 )
 
 from explainmyxray import settings
@@ -24,7 +33,11 @@ from explainmyxray.model.four_bits import exact_on_cpu
 
 def device() -> torch.device:
     """The GPU of this process where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def compute_dtype(quantization: settings.Quantization) -> torch.dtype:
@@ -36,8 +49,10 @@ def compute_dtype(quantization: settings.Quantization) -> torch.dtype:
         return torch.float32
     name = quantization.bnb_4bit_compute_dtype
     if name == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
-        raise UserError(f"{torch.cuda.get_device_name()} has no bfloat16 units: set "
-                        "quantization.bnb_4bit_compute_dtype=float16, train.fp16=true and train.bf16=false")
+        raise UserError(
+            f"{torch.cuda.get_device_name()} has no bfloat16 units: set "
+            "quantization.bnb_4bit_compute_dtype=float16, train.fp16=true and train.bf16=false"
+        )
     return getattr(torch, name)
 
 
@@ -51,12 +66,14 @@ def check_base(model: settings.Model) -> settings.Model:
             raise UserError(f"model.id: the folder {model.id} holds no model (no config.json)")
         _is_paligemma(model)
         return model.model_copy(update={"revision": None})
-    print(f"asking the hub for {model.id}", flush=True)   # without network the client tries for half a minute
+    print(f"asking the hub for {model.id}", flush=True)  # without network the client tries for half a minute
     logging.set_verbosity_error()
     with hub_errors(model.id, revision=model.revision):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
     _is_paligemma(model)
-    return model.model_copy(update={"revision": Path(config).parent.name})   # the hub's cache names snapshots by commit
+    return model.model_copy(
+        update={"revision": Path(config).parent.name}
+    )  # the hub's cache names snapshots by commit
 
 
 def _is_paligemma(model: settings.Model) -> None:
@@ -72,7 +89,9 @@ def load_processor(model: settings.Model) -> PaliGemmaProcessor:
         return AutoProcessor.from_pretrained(model.id, revision=model.revision)
 
 
-def load_base(model: settings.Model, quantization: settings.Quantization) -> PaliGemmaForConditionalGeneration:
+def load_base(
+    model: settings.Model, quantization: settings.Quantization
+) -> PaliGemmaForConditionalGeneration:
     """The base on its device, frozen, its linear layers in 4 bits where `quantization.load_in_4bit` says so."""
     dtype = compute_dtype(quantization)
     four_bit = BitsAndBytesConfig(
@@ -83,13 +102,16 @@ def load_base(model: settings.Model, quantization: settings.Quantization) -> Pal
     )
     with hub_errors(model.id, revision=model.revision), gpu_memory():
         base = PaliGemmaForConditionalGeneration.from_pretrained(
-            model.id, revision=model.revision, dtype=dtype, use_safetensors=True, device_map={"": device()},
+            model.id,
+            revision=model.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map={"": device()},
             quantization_config=four_bit if quantization.load_in_4bit else None,
         )
     base.requires_grad_(False)
     exact_on_cpu(base)
     return base.eval()
-
 
 
 @contextmanager
@@ -99,26 +121,34 @@ def hub_errors(name: str, setting: str = "model.id", revision: str | None = None
     try:
         yield
     except GatedRepoError:
-        raise UserError(f"{setting}: {name} asks for its licence to be accepted: do so on {page}, then run "
-                        "`hf auth login` or set HF_TOKEN to a token of the same account") from None
+        raise UserError(
+            f"{setting}: {name} asks for its licence to be accepted: do so on {page}, then run "
+            "`hf auth login` or set HF_TOKEN to a token of the same account"
+        ) from None
     except RevisionNotFoundError:
         raise UserError(f"model.revision: {name} has no revision {revision}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{setting}: there is no model {name}, neither a folder here nor on the hub: check its spelling "
-                        "(a private one needs HF_TOKEN)") from None
+        raise UserError(
+            f"{setting}: there is no model {name}, neither a folder here nor on the hub: check its spelling "
+            "(a private one needs HF_TOKEN)"
+        ) from None
     except HFValidationError:
-        raise UserError(f"{setting}: {name} is neither a folder here nor the id of a model on the hub") from None
+        raise UserError(
+            f"{setting}: {name} is neither a folder here nor the id of a model on the hub"
+        ) from None
     except LocalEntryNotFoundError:
-        raise UserError(f"{setting}: {name} is no folder here, is not in the local cache, and the hub cannot be reached: "
-                        "check the network (and HF_HUB_OFFLINE), or the spelling") from None
+        raise UserError(
+            f"{setting}: {name} is no folder here, is not in the local cache, and the hub cannot be reached: "
+            "check the network (and HF_HUB_OFFLINE), or the spelling"
+        ) from None
     except EntryNotFoundError as error:
         raise UserError(f"{setting}: {name} lacks a file: {_first_line(error)}") from None
     except HfHubHTTPError as error:
         raise UserError(f"{setting}: the hub did not give {name}: {_first_line(error)}") from None
     except (OSError, ValueError, httpx.HTTPError) as error:
         if isinstance(error.__cause__, (HfHubHTTPError, LocalEntryNotFoundError)):
-            with hub_errors(name, setting, revision):   # transformers wraps the client's errors
-                raise error.__cause__
+            with hub_errors(name, setting, revision):  # transformers wraps the client's errors
+                raise error.__cause__ from None
         raise UserError(f"{setting}: {name} cannot be loaded: {_first_line(error)}") from None
 
 

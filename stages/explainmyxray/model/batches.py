@@ -6,13 +6,19 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms import ColorJitter, Compose, InterpolationMode, RandomHorizontalFlip, RandomRotation
+from torchvision.transforms import (
+    ColorJitter,
+    Compose,
+    InterpolationMode,
+    RandomHorizontalFlip,
+    RandomRotation,
+)
 from transformers import PaliGemmaProcessor
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 
-PROMPT = "describe en"   # PaliGemma's own prompt for long captions; an adapter knows only the prompt it was tuned with
+PROMPT = "describe en"  # PaliGemma's own prompt for long captions; an adapter knows only the prompt it was tuned with
 IGNORED = -100
 
 
@@ -23,7 +29,9 @@ def prompt_text() -> str:
 
 def prompt_length(processor: PaliGemmaProcessor) -> int:
     """Tokens before the report: image, <bos>, prompt and line break."""
-    return processor.image_seq_length + len(processor.tokenizer(f"<bos>{PROMPT}\n", add_special_tokens=False).input_ids)
+    return processor.image_seq_length + len(
+        processor.tokenizer(f"<bos>{PROMPT}\n", add_special_tokens=False).input_ids
+    )
 
 
 def open_image(images: Path, name: str) -> Image.Image:
@@ -32,14 +40,23 @@ def open_image(images: Path, name: str) -> Image.Image:
         with Image.open(images / name) as image:
             return image.convert("L")
     except OSError as error:
-        raise UserError(f"{images / name} cannot be read ({type(error).__name__}): run `dvc repro --force fetch`") from None
+        raise UserError(
+            f"{images / name} cannot be read ({type(error).__name__}): run `dvc repro --force fetch`"
+        ) from None
 
 
 class ReportDataset(Dataset):
     """Image and report of each row. Augmentation depends on seed, epoch and row alone, so that a resumed run sees the same."""
 
-    def __init__(self, rows: pd.DataFrame, images: Path, processor: PaliGemmaProcessor, max_length: int,
-                 augment: settings.Augment | None = None, seed: int = 0):
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        images: Path,
+        processor: PaliGemmaProcessor,
+        max_length: int,
+        augment: settings.Augment | None = None,
+        seed: int = 0,
+    ):
         self.names, self.images, self.seed, self.epoch = list(rows["image"]), images, seed, 0
         self.reports, self.tokens = fit(list(rows["report"]), processor, max_length)
         self.before = prompt_length(processor)
@@ -54,18 +71,22 @@ class ReportDataset(Dataset):
         image = open_image(self.images, self.names[row])
         if self.augment:
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(hash((self.seed, self.epoch, row)))   # of integers: the same everywhere
-                image = self.augment(image)   # of greyscale, a third of the work
+                torch.default_generator.manual_seed(
+                    hash((self.seed, self.epoch, row))
+                )  # of integers: the same everywhere
+                image = self.augment(image)  # of greyscale, a third of the work
         return image, self.reports[row]
 
 
 def augmentation(augment: settings.Augment) -> Compose:
     """The guide's light augmentation: mirror, small turn, exposure."""
-    return Compose([
-        RandomHorizontalFlip(augment.horizontal_flip),
-        RandomRotation(augment.rotation, InterpolationMode.BILINEAR),
-        ColorJitter(brightness=augment.color_jitter, contrast=augment.color_jitter),
-    ])
+    return Compose(
+        [
+            RandomHorizontalFlip(augment.horizontal_flip),
+            RandomRotation(augment.rotation, InterpolationMode.BILINEAR),
+            ColorJitter(brightness=augment.color_jitter, contrast=augment.color_jitter),
+        ]
+    )
 
 
 def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> tuple[list[str], list[int]]:
@@ -77,9 +98,14 @@ def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> t
     before = prompt_length(processor)
     room = max_length - before - 1
     if room < 8:
-        raise UserError(f"model.max_length {max_length} leaves {max(room, 0)} tokens for a report: image and prompt take {before}")
+        raise UserError(
+            f"model.max_length {max_length} leaves {max(room, 0)} tokens for a report: image and prompt take {before}"
+        )
     tokens = processor.tokenizer(reports, add_special_tokens=False).input_ids
-    fitted = [processor.tokenizer.decode(each[:room]) if len(each) > room else report for report, each in zip(reports, tokens)]
+    fitted = [
+        processor.tokenizer.decode(each[:room]) if len(each) > room else report
+        for report, each in zip(reports, tokens)
+    ]
     return fitted, [len(each) + 1 for each in tokens]
 
 
@@ -88,14 +114,19 @@ class TrainingCollator:
 
     def __init__(self, processor: PaliGemmaProcessor):
         self.processor = processor
-        processor.tokenizer.padding_side = "right"   # positions count from the start
+        processor.tokenizer.padding_side = "right"  # positions count from the start
 
     def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
         images, reports = zip(*samples)
-        return dict(self.processor(
-            images=list(images), text=[prompt_text()] * len(images), suffix=list(reports),
-            padding="longest", return_tensors="pt",
-        ))
+        return dict(
+            self.processor(
+                images=list(images),
+                text=[prompt_text()] * len(images),
+                suffix=list(reports),
+                padding="longest",
+                return_tensors="pt",
+            )
+        )
 
 
 def prompt_batch(images: list[Image.Image], processor: PaliGemmaProcessor) -> dict[str, torch.Tensor]:

@@ -34,8 +34,12 @@ class Curves(TrainerCallback):
         self.folder = folder
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.live = Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None) if state.is_world_process_zero else None
-        for entry in state.log_history:   # of the run that this one goes on from
+        self.live = (
+            Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
+            if state.is_world_process_zero
+            else None
+        )
+        for entry in state.log_history:  # of the run that this one goes on from
             self._log(entry)
 
     def on_log(self, args, state, control, logs, **kwargs):
@@ -56,13 +60,23 @@ class Progress(TrainerCallback):
         self.start, self.first_step = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero or not hasattr(self, "start") or state.global_step == self.first_step:
+        if (
+            not state.is_world_process_zero
+            or not hasattr(self, "start")
+            or state.global_step == self.first_step
+        ):
             return
         if "eval_loss" in logs:
-            print(f"step {state.global_step:>5}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}", flush=True)
+            print(
+                f"step {state.global_step:>5}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}",
+                flush=True,
+            )
         elif "loss" in logs:
             per_step = (time.monotonic() - self.start) / (state.global_step - self.first_step)
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             left = per_step * (state.max_steps - state.global_step)
-            print(f"step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
-                  f"{batch / per_step:.1f} images/s  {int(left // 60)}:{int(left % 60):02d} left", flush=True)
+            print(
+                f"step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
+                f"{batch / per_step:.1f} images/s  {int(left // 60)}:{int(left % 60):02d} left",
+                flush=True,
+            )

@@ -33,17 +33,26 @@ def state_of(checkpoint: Path, processes: int) -> dict | None:
     """Trainer's state, where all that resuming reads can be read; None where something is torn."""
     try:
         with safe_globals():
-            random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+            random = (
+                ["rng_state.pth"]
+                if processes == 1
+                else [f"rng_state_{rank}.pth" for rank in range(processes)]
+            )
             for name in ("optimizer.pt", "scheduler.pt", *random):
                 torch.load(checkpoint / name, weights_only=True, map_location="cpu")
         with safe_open(checkpoint / "adapter_model.safetensors", "pt") as weights:
             weights.keys()
         return json.loads((checkpoint / "trainer_state.json").read_text())
-    except Exception:   # each format has its own errors for a file cut short
+    except Exception:  # each format has its own errors for a file cut short
         return None
 
 
 def is_finished(state: dict) -> bool:
     """Whether the run ended at this checkpoint, by its last step or by early stopping."""
-    stopped = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
+    stopped = (
+        state["stateful_callbacks"]
+        .get("TrainerControl", {})
+        .get("args", {})
+        .get("should_training_stop", False)
+    )
     return stopped or state["global_step"] >= state["max_steps"]

@@ -14,7 +14,7 @@ from bitsandbytes.nn import Linear4bit
 
 KERNEL = "bitsandbytes::dequantize_4bit"
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-LIBRARY = torch.library.Library("bitsandbytes", "IMPL")   # holds the registration for as long as it lives
+LIBRARY = torch.library.Library("bitsandbytes", "IMPL")  # holds the registration for as long as it lives
 
 
 def exact_on_cpu(model: torch.nn.Module) -> None:

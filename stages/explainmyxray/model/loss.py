@@ -11,10 +11,12 @@ from torch.nn import functional as F
 
 from explainmyxray.model.batches import IGNORED
 
-ENTRIES = 2**25   # of logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with gradient
+ENTRIES = 2**25  # of logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with gradient
 
 
-def report_loss(model, batch: dict[str, torch.Tensor], tokens: torch.Tensor | int | None = None) -> torch.Tensor:
+def report_loss(
+    model, batch: dict[str, torch.Tensor], tokens: torch.Tensor | int | None = None
+) -> torch.Tensor:
     """Mean cross-entropy of a batch's report tokens; with `tokens`, their sum divided by that number.
 
     `tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal those of one large
@@ -33,17 +35,21 @@ def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, .
     return losses.split((batch["labels"] != IGNORED).sum(1).tolist())
 
 
-def _before_tokens(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+def _before_tokens(
+    model, batch: dict[str, torch.Tensor]
+) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     """The base, the last hidden state before each report token (m, hidden), and the token (m,), row after row."""
-    base = getattr(model, "module", model).get_base_model()   # within DistributedDataParallel, too
+    base = getattr(model, "module", model).get_base_model()  # within DistributedDataParallel, too
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     states = []
-    hook = base.model.register_forward_hook(lambda module, args, output: states.append(output.last_hidden_state))
+    hook = base.model.register_forward_hook(
+        lambda module, args, output: states.append(output.last_hidden_state)
+    )
     try:
-        model(**inputs, logits_to_keep=1, use_cache=False)   # as little as the output layer can be asked for
+        model(**inputs, logits_to_keep=1, use_cache=False)  # as little as the output layer can be asked for
     finally:
         hook.remove()
-    told = batch["labels"][:, 1:]   # each token is told from the position before it
+    told = batch["labels"][:, 1:]  # each token is told from the position before it
     return base, states[0][:, :-1][told != IGNORED], told[told != IGNORED]
 
 

@@ -20,9 +20,12 @@ from explainmyxray.model.base import compute_dtype, hub_errors
 from explainmyxray.model.loss import ENTRIES
 
 SLACK = 1.1
-BLOCK, BLOCKS = 64, 256       # weights that share a constant in bitsandbytes, and constants that share one when quantised
+BLOCK, BLOCKS = (
+    64,
+    256,
+)  # weights that share a constant in bitsandbytes, and constants that share one when quantised
 GIB = 2**30
-LOGIT = 12                    # bytes of an entry of the logits at the worst moment: float32 logits, log-softmax, its gradient
+LOGIT = 12  # bytes of an entry of the logits at the worst moment: float32 logits, log-softmax, its gradient
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Layer:
 
     input: int
     saved: int
-    largest: int   # of the tensors that are saved
+    largest: int  # of the tensors that are saved
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Budget:
 
     def peak(self, kept: int = 0) -> int:
         """The most that is held at once with the last `kept` layers not recomputed: their backward comes first and frees them."""
-        recomputed, last = self.layers[:len(self.layers) - kept], self.layers[len(self.layers) - kept:]
+        recomputed, last = self.layers[: len(self.layers) - kept], self.layers[len(self.layers) - kept :]
         inputs, saved = sum(layer.input for layer in recomputed), sum(layer.saved for layer in last)
         again = max((layer.saved for layer in recomputed), default=0)
         backward = max(3 * layer.largest for layer in self.layers) + self.workspace
-        return self.weights + self.adapter + inputs + max(saved + max(self.logits, backward), again + backward)
+        return (
+            self.weights + self.adapter + inputs + max(saved + max(self.logits, backward), again + backward)
+        )
 
     def needed(self, checkpointing: bool | str) -> float:
         """The least that a step asks of a device, with or without `checkpointing`."""
@@ -62,7 +67,10 @@ class Budget:
         The last layer's backward follows its forward at once: to recompute it would win nothing.
         """
         if checkpointing == "auto":
-            return max((count for count in range(1, len(self.layers) + 1) if SLACK * self.peak(count) <= free), default=1)
+            return max(
+                (count for count in range(1, len(self.layers) + 1) if SLACK * self.peak(count) <= free),
+                default=1,
+            )
         return 1 if checkpointing else len(self.layers)
 
 
@@ -71,20 +79,25 @@ def layers_kept(s: settings.Settings, before: int, report: int) -> int:
     found, free = budget(s, before, report), free_memory()
     needed = found.needed(s.train.gradient_checkpointing)
     if needed > free:
-        raise UserError(f"a training step needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} are free: "
-                        f"{_what_fits(s, before, report, free)}")
+        raise UserError(
+            f"a training step needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} are free: "
+            f"{_what_fits(s, before, report, free)}"
+        )
     kept = found.kept(s.train.gradient_checkpointing, free)
-    print(f"a step needs about {SLACK * found.peak(kept) / GIB:.2f} of {free / GIB:.1f} GiB; "
-          f"{len(found.layers) - kept} of {len(found.layers)} layers are recomputed", flush=True)
+    print(
+        f"a step needs about {SLACK * found.peak(kept) / GIB:.2f} of {free / GIB:.1f} GiB; "
+        f"{len(found.layers) - kept} of {len(found.layers)} layers are recomputed",
+        flush=True,
+    )
     return kept
 
 
 def recompute(model, kept: int) -> None:
     """Gradient checkpointing for all layers of `model` but the last `kept`."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    model.get_base_model().disable_input_require_grads()   # or a frozen tower has a backward, for nothing
+    model.get_base_model().disable_input_require_grads()  # or a frozen tower has a backward, for nothing
     layers = layers_of(model)
-    for layer in layers[len(layers) - kept:]:
+    for layer in layers[len(layers) - kept :]:
         layer.gradient_checkpointing = False
 
 
@@ -95,13 +108,23 @@ def free_memory() -> int:
 
 def _what_fits(s: settings.Settings, before: int, report: int, free: int) -> str:
     four_bit = s.quantization.model_copy(update={"load_in_4bit": True})
-    train, batch = s.train.model_copy(update={"gradient_checkpointing": True}), s.train.per_device_train_batch_size
+    train, batch = (
+        s.train.model_copy(update={"gradient_checkpointing": True}),
+        s.train.per_device_train_batch_size,
+    )
     while batch:
-        smaller = s.model_copy(update={"quantization": four_bit, "train": train.model_copy(update={"per_device_train_batch_size": batch})})
+        smaller = s.model_copy(
+            update={
+                "quantization": four_bit,
+                "train": train.model_copy(update={"per_device_train_batch_size": batch}),
+            }
+        )
         if (needed := budget(smaller, before, report).needed(True)) <= free:
             steps = s.train.gradient_accumulation_steps * s.train.per_device_train_batch_size // batch
-            return (f"train.per_device_train_batch_size={batch}, train.gradient_accumulation_steps={steps}, "
-                    f"train.gradient_checkpointing=auto and quantization.load_in_4bit=true need {needed / GIB:.1f}")
+            return (
+                f"train.per_device_train_batch_size={batch}, train.gradient_accumulation_steps={steps}, "
+                f"train.gradient_checkpointing=auto and quantization.load_in_4bit=true need {needed / GIB:.1f}"
+            )
         batch //= 2
     return "no setting makes this model fit: take a larger GPU, or a smaller model.id"
 
@@ -120,9 +143,13 @@ def budget(s: settings.Settings, before: int, report: int) -> Budget:
     batch = s.train.per_device_train_batch_size
     return Budget(
         weights=weights(model, s.quantization),
-        adapter=trained * (4 + 4 + (2 if "8bit" in s.train.optim else 8)),   # float32 weights, gradients, Adam's two moments
+        adapter=trained
+        * (4 + 4 + (2 if "8bit" in s.train.optim else 8)),  # float32 weights, gradients, Adam's two moments
         logits=LOGIT * min(batch * report * config.text_config.vocab_size, ENTRIES),
-        workspace=max(linear.weight.numel() for linear in linears if linear is not model.get_output_embeddings()) * dtype.itemsize,
+        workspace=max(
+            linear.weight.numel() for linear in linears if linear is not model.get_output_embeddings()
+        )
+        * dtype.itemsize,
         layers=tuple(count_layer(layer, batch, before + report, config, dtype) for layer in layers_of(model)),
     )
 
@@ -156,25 +183,46 @@ def weights(model, quantization: settings.Quantization) -> int:
     four_bit = set()
     if quantization.load_in_4bit:
         four_bit = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - {
-            id(model.get_output_embeddings().weight)}
+            id(model.get_output_embeddings().weight)
+        }
     constant = 1 / BLOCK + 4 / (BLOCK * BLOCKS) if quantization.bnb_4bit_use_double_quant else 4 / BLOCK
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]   # each once, the tied ones too
-    return int(sum(weight.numel() * (0.5 + constant if id(weight) in four_bit else weight.itemsize) for weight in frozen))
+    frozen = [
+        weight for weight in model.parameters() if not weight.requires_grad
+    ]  # each once, the tied ones too
+    return int(
+        sum(
+            weight.numel() * (0.5 + constant if id(weight) in four_bit else weight.itemsize)
+            for weight in frozen
+        )
+    )
 
 
 def count_layer(layer: nn.Module, batch: int, tokens: int, config, dtype: torch.dtype) -> Layer:
     """Run `layer` on inputs without content and add up what autograd saves, each storage once and no parameter."""
     vision, text = config.vision_config, config.text_config
-    if hasattr(layer, "layer_norm1"):   # of the vision tower
-        hidden = torch.empty(batch, (vision.image_size // vision.patch_size) ** 2, vision.hidden_size, dtype=dtype, device="meta")
-        more, in_backward = {"attention_mask": None}, any(weight.requires_grad for weight in layer.parameters())
+    if hasattr(layer, "layer_norm1"):  # of the vision tower
+        hidden = torch.empty(
+            batch,
+            (vision.image_size // vision.patch_size) ** 2,
+            vision.hidden_size,
+            dtype=dtype,
+            device="meta",
+        )
+        more, in_backward = (
+            {"attention_mask": None},
+            any(weight.requires_grad for weight in layer.parameters()),
+        )
     else:
         hidden = torch.empty(batch, tokens, text.hidden_size, dtype=dtype, device="meta")
         turn = torch.empty(batch, tokens, text.head_dim, dtype=dtype, device="meta")
         mask = torch.empty(batch, 1, tokens, tokens, dtype=dtype, device="meta")
         more, in_backward = {"attention_mask": mask, "position_embeddings": (turn, turn)}, True
-    layer = layer.to(dtype)   # as autocast has the adapters
-    not_counted = [*layer.parameters(), *layer.buffers(), *(value for value in more.values() if torch.is_tensor(value))]
+    layer = layer.to(dtype)  # as autocast has the adapters
+    not_counted = [
+        *layer.parameters(),
+        *layer.buffers(),
+        *(value for value in more.values() if torch.is_tensor(value)),
+    ]
     storages = {tensor.untyped_storage()._cdata: tensor for tensor in not_counted}
     sizes = []
 

@@ -24,10 +24,12 @@ def plot_ablation(table: pd.DataFrame, path: str | Path, figure: str = "micro-F1
         moved.scatter(rows["difference"][1:], place[1:], c=colours[1:], s=48, zorder=3)
         moved.axvline(0, color=INK, linewidth=1)
         moved.set_yticks([])
-        moved.set_title(f"difference from \"{rows['variant'][0]}\", 95 %", loc="left", fontsize=11)
+        moved.set_title(f'difference from "{rows["variant"][0]}", 95 %', loc="left", fontsize=11)
         for at, row in enumerate(rows.itertuples()):
             text = "" if at == 0 else f"{row.difference:+.3f}  [{row.low:+.3f}, {row.high:+.3f}]"
-            moved.text(1.05, at, text, transform=moved.get_yaxis_transform(), va="center", fontsize=9, color=INK)
+            moved.text(
+                1.05, at, text, transform=moved.get_yaxis_transform(), va="center", fontsize=9, color=INK
+            )
         for axes in (seeds, moved):
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from explainmyxray.pictures.page import BOLD, MARGIN, MARKS, PLAIN, SMALL, TITLE, WIDTH, XRAY, Page, chip_label, wrap
+from explainmyxray.pictures.page import (
+    BOLD,
+    MARGIN,
+    MARKS,
+    PLAIN,
+    SMALL,
+    TITLE,
+    WIDTH,
+    XRAY,
+    Page,
+    chip_label,
+    wrap,
+)
 from explainmyxray.pictures.style import GREY, NOTE, picture
 from explainmyxray.studies import split_labels
 
@@ -16,8 +28,12 @@ MOST_LINES = 14  # of a text; an untuned model may ramble
 
 
 def draw_gallery(
-    predictions: pd.DataFrame, predicted: Sequence[frozenset[str]], order: Sequence[int], images: str | Path,
-    path: str | Path, n: int,
+    predictions: pd.DataFrame,
+    predicted: Sequence[frozenset[str]],
+    order: Sequence[int],
+    images: str | Path,
+    path: str | Path,
+    n: int,
 ) -> None:
     """Draw `n` cases, best, median and worst, as a PNG 1000 pixels wide.
 
@@ -89,7 +105,9 @@ def _head(page: Page) -> None:
 
 def _texts(page: Page, top: float, kind: str, texts: list[list[str]], chips: list) -> None:
     first = MARGIN + XRAY + GAP
-    for left, heading, lines in zip((first, first + COLUMN + GAP), (f"Reference · {kind} case", "Generated"), texts):
+    for left, heading, lines in zip(
+        (first, first + COLUMN + GAP), (f"Reference · {kind} case", "Generated"), texts
+    ):
         page.write(left, top, heading, BOLD)
         for place, line in enumerate(lines):
             page.write(left, top + TEXT + LINE * place, line, PLAIN)

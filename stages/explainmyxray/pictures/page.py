@@ -11,7 +11,11 @@ from PIL import Image
 from explainmyxray.pictures.style import BLUE, DPI, GREEN, INK, VERMILION
 
 WIDTH, MARGIN, XRAY = 1000, 20, 224  # pixels
-MARKS = {"found": ("✓", GREEN, "#E0F3ED"), "missed": ("✗", VERMILION, "#FBE8DC"), "invented": ("+", BLUE, "#DEECF6")}
+MARKS = {
+    "found": ("✓", GREEN, "#E0F3ED"),
+    "missed": ("✗", VERMILION, "#FBE8DC"),
+    "invented": ("+", BLUE, "#DEECF6"),
+}
 SMALL, PLAIN, BOLD = FontProperties(size=8), FontProperties(size=9), FontProperties(size=9, weight="bold")
 TITLE = FontProperties(size=13, weight="bold")
 MEASURE = RendererAgg(WIDTH, 1, DPI)
@@ -23,7 +27,9 @@ class Page:
     def __init__(self, figure: Figure):
         self.figure, self.height = figure, figure.get_figheight() * DPI
 
-    def write(self, left: float, top: float, text: str, font: FontProperties, colour: str = INK, **more) -> None:
+    def write(
+        self, left: float, top: float, text: str, font: FontProperties, colour: str = INK, **more
+    ) -> None:
         place = left / WIDTH, 1 - top / self.height
         self.figure.text(*place, text, fontproperties=font, color=colour, va="top", parse_math=False, **more)
 
@@ -41,7 +47,9 @@ class Page:
         box = left / WIDTH, 1 - (top + XRAY) / self.height, XRAY / WIDTH, XRAY / self.height
         axes = self.figure.add_axes(box)
         with Image.open(path) as image:
-            axes.imshow(_square(image).convert("RGB"), interpolation="none", aspect="auto")  # a colour map would round
+            axes.imshow(
+                _square(image).convert("RGB"), interpolation="none", aspect="auto"
+            )  # a colour map would round
         axes.set_axis_off()
 
 

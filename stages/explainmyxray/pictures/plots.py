@@ -18,7 +18,10 @@ LABELS = {
     "majority": "majority: one report for all",
     "ceiling": "ceiling: true labels, worded anew",
 }
-PANELS = {"bleu": ("BLEU", 100), "findings.micro_f1": ("F1 of the findings (micro)", 1)}  # figure: title, scale
+PANELS = {
+    "bleu": ("BLEU", 100),
+    "findings.micro_f1": ("F1 of the findings (micro)", 1),
+}  # figure: title, scale
 
 
 def plot_findings(rows: pd.DataFrame, path: str | Path) -> None:
@@ -32,7 +35,11 @@ def plot_findings(rows: pd.DataFrame, path: str | Path) -> None:
         axes.set_title("F1 per finding on the test split, with 95 % interval", loc="left", fontsize=12)
         for place, row in enumerate(rows.itertuples()):
             images = f"{row.support} image{'s' * (row.support != 1)}"
-            text = f"{row.f1:.2f}  [{row.low:.2f}, {row.high:.2f}]   {images}" if row.support else "no image has it"
+            text = (
+                f"{row.f1:.2f}  [{row.low:.2f}, {row.high:.2f}]   {images}"
+                if row.support
+                else "no image has it"
+            )
             _beside(axes, place, text, INK if row.support else GREY)
 
 
@@ -45,7 +52,9 @@ def plot_systems(rows: pd.DataFrame, path: str | Path) -> None:
             part = rows[rows["figure"] == name].set_index("system").loc[list(LABELS)]
             colours = [{MODEL: BLUE, "ceiling": GREEN}.get(system, GREY) for system in LABELS]
             _dots(axes, part["value"], part, colours)
-            axes.axvline(part["value"]["ceiling"], color=GREEN, linestyle="--", linewidth=1, zorder=1, clip_on=False)
+            axes.axvline(
+                part["value"]["ceiling"], color=GREEN, linestyle="--", linewidth=1, zorder=1, clip_on=False
+            )
             _frame(axes, LABELS.values() if column == 0 else [""] * len(LABELS), scale)
             axes.get_yticklabels()[0].set_fontweight("bold")
             axes.set_title(title, loc="left", fontsize=10.5)
@@ -60,7 +69,9 @@ def _dots(axes: Axes, values: pd.Series, rows: pd.DataFrame, colours) -> None:
     place = np.arange(len(rows))
     drawn = values.notna().to_numpy()
     colours = np.asarray(colours)[drawn]
-    axes.hlines(place[drawn], rows["low"][drawn], rows["high"][drawn], colors=colours, linewidth=2.5, zorder=2)
+    axes.hlines(
+        place[drawn], rows["low"][drawn], rows["high"][drawn], colors=colours, linewidth=2.5, zorder=2
+    )
     axes.scatter(values[drawn], place[drawn], c=colours, s=48, zorder=3, clip_on=False)
 
 

@@ -24,4 +24,6 @@ def picture(path: str | Path, width: int, height: int) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         with replacing(path) as aside:
-            figure.savefig(aside, format="png", metadata={"Software": None})  # no version: it would change the bytes
+            figure.savefig(
+                aside, format="png", metadata={"Software": None}
+            )  # no version: it would change the bytes

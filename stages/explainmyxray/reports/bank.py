@@ -29,7 +29,9 @@ CLAIMS = {  # the beginnings of the words
     "a doubt": "may|might|could|possibl|probabl|likely|suspect|question|suggest|exclude|uncertain|versus|vs",
 }
 CLAIMED = {kind: re.compile(rf"\b(?:{words})", re.I) for kind, words in CLAIMS.items()}
-DENIAL = re.compile(r"\b(?:no|not|non|without|absent|absence|denies|negative|free|clear|normal|unremarkable)\b", re.I)
+DENIAL = re.compile(
+    r"\b(?:no|not|non|without|absent|absence|denies|negative|free|clear|normal|unremarkable)\b", re.I
+)
 SLOT = "{negatives}"
 
 Text = Annotated[str, Field(min_length=1)]
@@ -133,9 +135,13 @@ def _entries(bank: Bank) -> Iterator[tuple[str, str, set[str], str]]:
     for name, each in bank.findings.items():
         yield from ((f"findings.{name}.sentences", text, {name}, "sentence") for text in each.sentences)
         yield from ((f"findings.{name}.impression", text, {name}, "phrase") for text in each.impression)
-    yield from (("no_finding.impression", text, set(), "normal phrase") for text in bank.no_finding.impression)
+    yield from (
+        ("no_finding.impression", text, set(), "normal phrase") for text in bank.no_finding.impression
+    )
     for name, each in bank.normal.items():
-        yield from ((f"normal.{name}.sentences", text, set(each.unless), "normal sentence") for text in each.sentences)
+        yield from (
+            (f"normal.{name}.sentences", text, set(each.unless), "normal sentence") for text in each.sentences
+        )
     yield from (("negatives.frames", text, set(), "frame sentence") for text in bank.negatives.frames)
     for name, each in bank.negatives.phrases.items():
         yield f"negatives.phrases.{name}", each.phrase, {name}, "negative phrase"
@@ -152,7 +158,11 @@ def _faults(text: str, kind: str, named: set[str], allowed: set[str]) -> Iterato
         yield "is a sentence and ends with a full stop" if sentence else "is a phrase without a full stop"
     if text.count(SLOT) != (kind == "frame sentence") or re.search(r"[{}<>\[\]%$]", text.replace(SLOT, "")):
         yield f"holds one {SLOT}" if kind == "frame sentence" else "has a stray placeholder"
-    yield from (f"claims {claim}: {found.group()!r}" for claim, rule in CLAIMED.items() if (found := rule.search(text)))
+    yield from (
+        f"claims {claim}: {found.group()!r}"
+        for claim, rule in CLAIMED.items()
+        if (found := rule.search(text))
+    )
     if other := sorted(named - allowed):
         yield f"names another finding: {', '.join(other)}"
     if kind in ("sentence", "phrase", "negative phrase"):

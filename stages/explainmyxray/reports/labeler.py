@@ -84,7 +84,9 @@ HEADER = re.compile(
     rf"|^[ \t]*({_HEADERS})[ \t]*$",
     re.MULTILINE,
 )
-UNREAD, UNREAD_SENTENCE = (re.compile(_any_of(_SECTIONS[kind]), re.I) for kind in ("unread", "unread_sentence"))
+UNREAD, UNREAD_SENTENCE = (
+    re.compile(_any_of(_SECTIONS[kind]), re.I) for kind in ("unread", "unread_sentence")
+)
 BLANK_LINE, FULL_STOP = re.compile(r"\n\s*\n"), re.compile(r"\.(?=\s|$)|\n")
 # Full stops, save in figures and abbreviations; blank lines; a bullet, a number, or a new line's capital (but no XXXX).
 SENTENCE_END = re.compile(
@@ -138,7 +140,9 @@ def _passages(text: str) -> Iterator[str]:
 
 def _read(sentence: str) -> Iterator[tuple[str, str]]:
     """The findings of one plain sentence with their status in it; a finding may come more than once."""
-    for findings, match in [(findings, match) for findings, pattern in NORMAL for match in pattern.finditer(sentence)]:
+    for findings, match in [
+        (findings, match) for findings, pattern in NORMAL for match in pattern.finditer(sentence)
+    ]:
         yield from ((finding, "absent") for finding in findings)
         sentence = _hide(sentence, match)
     mentions = _mentions(sentence)
@@ -169,12 +173,16 @@ def _mentions(sentence: str) -> list[Mention]:
             own = _hide(own, match)
         names += [Mention(finding, "present", *match.span()) for match in NAMES[finding].finditer(own)]
         signs += [Mention(finding, "uncertain", *match.span()) for match in SIGNS[finding].finditer(own)]
-    return names + [sign for sign in signs if all(sign.end <= name.start or name.end <= sign.start for name in names)]
+    return names + [
+        sign for sign in signs if all(sign.end <= name.start or name.end <= sign.start for name in names)
+    ]
 
 
 def _status(mention: Mention, cues: list[Cue], sentence: str, marked: str) -> str:
     """What the nearest cues make of a mention, one on either side: present, uncertain, absent, or unread."""
-    ahead = (cue for cue in reversed(cues) if cue.side != "after" and _reaches(cue, mention, sentence, marked))
+    ahead = (
+        cue for cue in reversed(cues) if cue.side != "after" and _reaches(cue, mention, sentence, marked)
+    )
     behind = (cue for cue in cues if cue.side != "before" and _reaches_back(cue, mention, marked))
     nearest = {cue.means for cue in (next(ahead, None), next(behind, None)) if cue}
     if nearest:
@@ -188,7 +196,11 @@ def _reaches(cue: Cue, mention: Mention, sentence: str, marked: str) -> bool:
     ended = ENDS.search(marked, cue.end, mention.start) or RESTARTS.search(sentence, cue.end, mention.end)
     if cue.start >= mention.start or ended:
         return False
-    return cue.means != "uncertain" or "," not in marked[cue.end : mention.start] or bool(OR.search(marked, cue.end))
+    return (
+        cue.means != "uncertain"
+        or "," not in marked[cue.end : mention.start]
+        or bool(OR.search(marked, cue.end))
+    )
 
 
 def _reaches_back(cue: Cue, mention: Mention, marked: str) -> bool:

@@ -47,7 +47,9 @@ def other_patients(patients, seed: int) -> np.ndarray:
     So the shown images are the test set's own, each once. None exists where one patient has over half of the images:
     then each image gets a random one of the other patients. Raises UserError where there is one patient only.
     """
-    names, patient_of, sizes = np.unique(np.asarray(patients, dtype=str), return_inverse=True, return_counts=True)
+    names, patient_of, sizes = np.unique(
+        np.asarray(patients, dtype=str), return_inverse=True, return_counts=True
+    )
     if len(names) < 2:
         raise UserError("the test split has images of one patient only: `blind` needs two, so use more data")
     rng = np.random.default_rng(seed)
@@ -72,7 +74,7 @@ def _unit(features) -> np.ndarray:
 def _choose(features, labels, groups, seed) -> tuple[float, float]:
     if len(set(groups)) < 5:  # too few patients to set some aside
         return 0.01, 0.5
-    (fit, held), = GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(features, groups=groups)
+    ((fit, held),) = GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(features, groups=groups)
     true = [labels[row] for row in held]
     best = (-1.0, 0.0, 0.0)
     for strength in STRENGTHS:
@@ -94,4 +96,6 @@ def _fit_predict(features, labels, test_features, strength):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
         probability[name] = model.fit(features, target).predict_proba(test_features)[:, 1]
     rows = range(len(test_features))
-    return lambda threshold: [frozenset(name for name, p in probability.items() if p[row] >= threshold) for row in rows]
+    return lambda threshold: [
+        frozenset(name for name, p in probability.items() if p[row] >= threshold) for row in rows
+    ]

@@ -5,9 +5,10 @@ Papineni et al. 2002; the settings and their signature are sacreBLEU's defaults 
 """
 
 import datasets
-import evaluate
 import numpy as np
 from sacrebleu.metrics import BLEU
+
+import evaluate
 
 DESCRIPTION = "Corpus BLEU of sacreBLEU, 0 to 100, one reference for each prediction."
 
@@ -35,8 +36,12 @@ def statistics(predictions, references) -> np.ndarray:
 
     Corpus BLEU is a function of their sum, so that a resample of the pairs needs no second look at the texts.
     """
-    bleu = BLEU(effective_order=True)  # asked for by sentence_score; it changes the score, not the counts taken here
-    pairs = (bleu.sentence_score(prediction, [reference]) for prediction, reference in zip(predictions, references))
+    bleu = BLEU(
+        effective_order=True
+    )  # asked for by sentence_score; it changes the score, not the counts taken here
+    pairs = (
+        bleu.sentence_score(prediction, [reference]) for prediction, reference in zip(predictions, references)
+    )
     rows = [[pair.sys_len, pair.ref_len, *pair.counts, *pair.totals] for pair in pairs]
     return np.array(rows, dtype=np.int64).reshape(-1, 10)
 

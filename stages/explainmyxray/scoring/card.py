@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import evaluate
 import numpy as np
 import pandas as pd
 
+import evaluate
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import present
 from explainmyxray.scoring import bleu, findings, intervals, slices
@@ -30,7 +30,9 @@ class Card:
 
     metrics: dict
     findings: pd.DataFrame  # finding, f1, low, high, support: a row a finding
-    systems: pd.DataFrame  # system, figure, value, low, high: a row a headline figure of the model and each baseline
+    systems: (
+        pd.DataFrame
+    )  # system, figure, value, low, high: a row a headline figure of the model and each baseline
     confusion: pd.DataFrame  # actual, predicted: a row a finding found, or written for another
     predicted: list[frozenset[str]]  # findings read from the model's reports, a set a row
     order: np.ndarray  # rows from the best report to the worst
@@ -45,7 +47,10 @@ def score(predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Re
     drawn = intervals.weights(predictions["patient"], bootstrap_samples, seed)
     read = cache(read)  # baselines repeat themselves
     predicted = {system: [read(text) for text in predictions[system]] for system in (MODEL, *BASELINES)}
-    rows = {system: parts(predictions[system], predictions["report"], true, predicted[system]) for system in predicted}
+    rows = {
+        system: parts(predictions[system], predictions["report"], true, predicted[system])
+        for system in predicted
+    }
     systems = pd.concat([_system_rows(system, rows[system], drawn) for system in rows], ignore_index=True)
     confusion = findings.confusion(true, predicted[MODEL])
     return Card(
@@ -60,7 +65,9 @@ def score(predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Re
 
 def _metrics(predictions: pd.DataFrame, rows: dict[str, Parts], systems: pd.DataFrame) -> dict:
     module = evaluate.load(bleu.__file__, keep_in_memory=True)
-    direct = module.compute(predictions=predictions[MODEL].tolist(), references=predictions["report"].tolist())
+    direct = module.compute(
+        predictions=predictions[MODEL].tolist(), references=predictions["report"].tolist()
+    )
     model = _figures(rows[MODEL], predictions[MODEL])
     model["bleu"] = direct["score"]
     model["findings"]["per_finding"] = findings.per_finding(rows[MODEL]["findings"].sum(0))
@@ -111,7 +118,12 @@ def _finding_rows(counted: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
     drawn_f1 = findings.precision_recall_f1(np.tensordot(drawn, counted.astype(float), axes=1))[..., 2]
     point = findings.per_finding(counted.sum(0))
     return pd.DataFrame(
-        {"finding": name, "f1": point[name]["f1"], **intervals.low_high(values), "support": point[name]["support"]}
+        {
+            "finding": name,
+            "f1": point[name]["f1"],
+            **intervals.low_high(values),
+            "support": point[name]["support"],
+        }
         for name, values in zip(FINDINGS, drawn_f1.T)
     )
 

@@ -20,8 +20,10 @@ def shared(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     """
     both = before[KEY].merge(after[KEY])
     if 2 * len(both) < max(len(before), len(after)):
-        raise UserError(f"{len(both)} test images are the same, of {len(before)} before and {len(after)} after: the split or "
-                        "the data differ, so that the figures cannot be compared")
+        raise UserError(
+            f"{len(both)} test images are the same, of {len(before)} before and {len(after)} after: the split or "
+            "the data differ, so that the figures cannot be compared"
+        )
     return both.merge(before, on=KEY), both.merge(after, on=KEY)
 
 
@@ -37,11 +39,20 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     point = [{name: float(value) for name, value in _figures(totals(each)).items()} for each in rows]
     resampled = [_figures(intervals.resampled(each, drawn)) for each in rows]
     table = pd.DataFrame(
-        {"figure": name, "before": point[0][name], "after": point[1][name], "difference": point[1][name] - point[0][name],
-         **intervals.low_high(resampled[1][name] - resampled[0][name])}
+        {
+            "figure": name,
+            "before": point[0][name],
+            "after": point[1][name],
+            "difference": point[1][name] - point[0][name],
+            **intervals.low_high(resampled[1][name] - resampled[0][name]),
+        }
         for name in point[0]
     )
-    without = {f"F1 {name}" for name, images in zip(FINDINGS, findings.support(rows[0]["findings"].sum(0))) if not images}
+    without = {
+        f"F1 {name}"
+        for name, images in zip(FINDINGS, findings.support(rows[0]["findings"].sum(0)))
+        if not images
+    }
     table["noise"] = (table["low"] <= 0) & (table["high"] >= 0)
     return table[~table["figure"].isin(without)].reset_index(drop=True)
 

@@ -79,7 +79,9 @@ def confusion(true, predicted) -> list[tuple[str, str]]:
 def _indicators(sets) -> np.ndarray:
     if unknown := set().union(*sets) - set(FINDINGS):
         raise ValueError(f"{', '.join(sorted(unknown))}: none of the 14 findings")
-    return np.array([[name in each for name in FINDINGS] for each in sets], dtype=bool).reshape(-1, len(FINDINGS))
+    return np.array([[name in each for name in FINDINGS] for each in sets], dtype=bool).reshape(
+        -1, len(FINDINGS)
+    )
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -14,8 +14,12 @@ def weights(patients, samples: int, seed: int) -> np.ndarray:
     A function of the names, `samples` and `seed` alone: two systems on one test set get the same draws.
     """
     names, patient_of = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
-    return draws[:, patient_of].astype(float)  # float: matrix products of whole numbers are slow, and exact up to 2**53
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=samples
+    )
+    return draws[:, patient_of].astype(
+        float
+    )  # float: matrix products of whole numbers are slow, and exact up to 2**53
 
 
 def resampled(parts: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """What each report adds to the figures, and the figures from sums of it: for all images, a slice, or a resample."""
 
-import evaluate
 import numpy as np
 import pandas as pd
 
+import evaluate
 from explainmyxray.scoring import bleu, findings, rouge
 
 Parts = dict[str, np.ndarray]
@@ -11,7 +11,9 @@ Parts = dict[str, np.ndarray]
 
 def parts(texts: pd.Series, references: pd.Series, true, predicted) -> Parts:
     """What each of n texts adds to the figures: arrays of n rows, whose sums `from_sums` turns into the figures."""
-    module = evaluate.load(rouge.__file__, keep_in_memory=True)  # in memory: no file that a second run could meet
+    module = evaluate.load(
+        rouge.__file__, keep_in_memory=True
+    )  # in memory: no file that a second run could meet
     by_pair = module.compute(predictions=texts.tolist(), references=references.tolist(), per_pair=True)
     return {
         "n": np.ones(len(texts)),

@@ -21,5 +21,7 @@ def predictions(revision: str | None) -> pd.DataFrame:
     try:
         text = dvc.api.read(PREDICTIONS, rev=revision)
     except (DvcException, OSError) as error:
-        raise UserError(f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}"
+        ) from None
     return parse_table(io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", card.COLUMNS)

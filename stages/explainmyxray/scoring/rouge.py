@@ -4,12 +4,15 @@ ROUGE is Lin 2004; `rouge_score` is Google's implementation. F-measures, no stem
 """
 
 import datasets
-import evaluate
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
+import evaluate
+
 KINDS = ("rouge1", "rouge2", "rougeL")
-DESCRIPTION = "ROUGE-1, ROUGE-2 and ROUGE-L of rouge_score: F-measures, 0 to 1, one reference for each prediction."
+DESCRIPTION = (
+    "ROUGE-1, ROUGE-2 and ROUGE-L of rouge_score: F-measures, 0 to 1, one reference for each prediction."
+)
 
 
 class Rouge(evaluate.Metric):

@@ -37,7 +37,10 @@ def figures(predictions: pd.DataFrame, score: Callable[[np.ndarray], dict]) -> d
 def _kinds(predictions: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     """Each kind of slice with the part that every row belongs to; blank where unknown."""
     yield "source", predictions["source"]
-    yield "findings", predictions["labels"].map(lambda labels: ("none", "single", "combined")[_number(labels)])
+    yield (
+        "findings",
+        predictions["labels"].map(lambda labels: ("none", "single", "combined")[_number(labels)]),
+    )
     yield "view", predictions["view"]
     yield "sex", predictions["sex"]
     yield "age", predictions["age_years"].map(_age_group)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Film:
     """One image that a source offers, not yet decoded. It can be pickled, so that another process reads it."""
 
-    name: str               # its path under data/images without suffix, as in "nih_sample/00000013_005"
-    study: dict[str, str]   # what the source knows of the studies columns, blank where unknown
+    name: str  # its path under data/images without suffix, as in "nih_sample/00000013_005"
+    study: dict[str, str]  # what the source knows of the studies columns, blank where unknown
 
     def read(self) -> Image.Image:
         """The image in 8-bit greyscale, at full size. Raises `archive.BadImage` where there is no usable one."""

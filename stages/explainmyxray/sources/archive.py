@@ -22,15 +22,35 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from explainmyxray.errors import UserError
 from explainmyxray.sources import Film
 
-MAX_MEMBER_BYTES = 64 * 2**20   # the largest file of the two data sets has under 3 MB
-MAX_RATIO = 200                 # of unpacked to packed size, from 1 MiB on; images hardly shrink, bombs do by 1,000
-MAX_PIXELS = 50_000_000         # the largest film of NIH's originals has 3056 x 2544, under 8 million
+MAX_MEMBER_BYTES = 64 * 2**20  # the largest file of the two data sets has under 3 MB
+MAX_RATIO = 200  # of unpacked to packed size, from 1 MiB on; images hardly shrink, bombs do by 1,000
+MAX_PIXELS = 50_000_000  # the largest film of NIH's originals has 3056 x 2544, under 8 million
 REASONS = (
-    "unsafe_name", "symlink", "encrypted", "unknown_compression", "too_large", "zip_bomb", "unreadable",   # the member
-    "empty", "not_an_image", "too_many_pixels", "truncated", "damaged",                                    # the image
-    "unknown_name", "name_taken",                                                                          # its name
+    "unsafe_name",
+    "symlink",
+    "encrypted",
+    "unknown_compression",
+    "too_large",
+    "zip_bomb",
+    "unreadable",  # the member
+    "empty",
+    "not_an_image",
+    "too_many_pixels",
+    "truncated",
+    "damaged",  # the image
+    "unknown_name",
+    "name_taken",  # its name
 )
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, RuntimeError, MemoryError)
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 class BadImage(Exception):
@@ -59,13 +79,13 @@ def members(path: str | Path) -> list[zipfile.ZipInfo]:
 
 def refusal(info: zipfile.ZipInfo) -> str | None:
     """Why a member is not even opened, judged by its directory entry; None where it may be."""
-    if re.search(r'(^|/)\.\.(/|$)|^/|[\\:\x00-\x1f]', info.orig_filename):
+    if re.search(r"(^|/)\.\.(/|$)|^/|[\\:\x00-\x1f]", info.orig_filename):
         return "unsafe_name"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "symlink"
     if info.flag_bits & 1:
         return "encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):   # LZMA can ask for gigabytes
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA can ask for gigabytes
         return "unknown_compression"
     if info.file_size > MAX_MEMBER_BYTES:
         return "too_large"
@@ -82,12 +102,14 @@ def read_member(path: str | Path, index: int) -> bytes:
         raise BadImage(reason)
     try:
         with archive.open(info) as stream:
-            data = stream.read(info.file_size + 1)   # a plain read() unpacks more than declared before it cuts it off
+            data = stream.read(
+                info.file_size + 1
+            )  # a plain read() unpacks more than declared before it cuts it off
         if len(data) == info.file_size:
             return data
         raise BadImage("unreadable")
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):   # EINVAL: an offset before the file's start
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the file's start
             raise
         raise BadImage("unreadable") from None
     except BROKEN:
@@ -114,7 +136,9 @@ def decode(data: bytes) -> Image.Image:
         raise BadImage("empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")   # Pillow's own pixel limit, above this one, and remarks on metadata
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's own pixel limit, above this one, and remarks on metadata
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage("too_many_pixels")
@@ -124,7 +148,13 @@ def decode(data: bytes) -> Image.Image:
         raise BadImage("not_an_image") from None
     except Image.DecompressionBombError:
         raise BadImage("too_many_pixels") from None
-    except (OSError, SyntaxError, LookupError, TypeError, *BROKEN) as error:   # Pillow's ways to say "broken file"
+    except (
+        OSError,
+        SyntaxError,
+        LookupError,
+        TypeError,
+        *BROKEN,
+    ) as error:  # Pillow's ways to say "broken file"
         raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from None
 
 
@@ -148,10 +178,14 @@ def _opened(path: str | Path) -> zipfile.ZipFile:
         problem = error
     except BROKEN as error:
         problem = error
-    raise UserError(f"{path} is no whole zip archive ({problem}): delete it to have it downloaded again, "
-                    "or put a whole copy there") from None
+    raise UserError(
+        f"{path} is no whole zip archive ({problem}): delete it to have it downloaded again, "
+        "or put a whole copy there"
+    ) from None
 
 
-@lru_cache(maxsize=4)   # each process reads a central directory once; the numbers tell a file that was replaced
+@lru_cache(
+    maxsize=4
+)  # each process reads a central directory once; the numbers tell a file that was replaced
 def _open(path: str, inode: int, modified: int, size: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

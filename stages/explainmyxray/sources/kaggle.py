@@ -15,8 +15,8 @@ from explainmyxray.studies import NO_FINDING, join_labels
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LABEL_FILE = "sample_labels.csv"
-YEARS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}   # the units of a DICOM age string
-OLDEST = 120                                                      # years; NIH's file has a 411Y
+YEARS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # the units of a DICOM age string
+OLDEST = 120  # years; NIH's file has a 411Y
 
 
 def films(archives: Path) -> tuple[list[ArchiveFilm], dict[str, dict]]:
@@ -41,8 +41,13 @@ def pneumonia_films(path: Path) -> tuple[list[ArchiveFilm], dict]:
         subtype = part.get("subtype", "")
         patient = part.get("patient") or f"{subtype}-{part['number']}"
         study = {
-            "source": "chest_xray_pneumonia", "patient": f"chest_xray_pneumonia-{patient}", "labels": folder["label"],
-            "subtype": subtype, "view": "", "age_years": "", "sex": "",
+            "source": "chest_xray_pneumonia",
+            "patient": f"chest_xray_pneumonia-{patient}",
+            "labels": folder["label"],
+            "subtype": subtype,
+            "view": "",
+            "age_years": "",
+            "sex": "",
         }
         offered.append(ArchiveFilm(f"chest_xray_pneumonia/{name.stem}", study, str(path), index))
     return offered, account
@@ -55,11 +60,13 @@ def nih_films(path: Path) -> tuple[list[ArchiveFilm], dict]:
     known = {"source": "nih_sample", "subtype": ""}
     offered = [
         ArchiveFilm(f"nih_sample/{name.stem}", known | rows[name.stem], str(path), index)
-        for index, name in found if name.stem in rows
+        for index, name in found
+        if name.stem in rows
     ]
     return offered, account | {
         "images_without_row": len(found) - len(offered),
-        "rows": len(rows), "rows_without_image": len(rows) - len(offered),
+        "rows": len(rows),
+        "rows_without_image": len(rows) - len(offered),
     }
 
 
@@ -72,17 +79,22 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     where = f"{LABEL_FILE} in {path}"
     copies = [(_depth(info), index) for index, info in enumerate(members(path)) if _is_label_file(info)]
     if not copies:
-        raise UserError(f"{path} has no {LABEL_FILE}: get the whole data set from {kaggle_download.page('sample')}")
+        raise UserError(
+            f"{path} has no {LABEL_FILE}: get the whole data set from {kaggle_download.page('sample')}"
+        )
     try:
-        table = pd.read_csv(io.BytesIO(read_member(path, min(copies)[1])), dtype=str, keep_default_na=False,
-                            index_col=False)
+        table = pd.read_csv(
+            io.BytesIO(read_member(path, min(copies)[1])), dtype=str, keep_default_na=False, index_col=False
+        )
     except BadImage as bad:
         raise UserError(f"{where} cannot be read ({bad.reason}): replace the archive") from None
-    except ValueError as error:   # as are pandas' errors and UnicodeDecodeError
+    except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
         raise UserError(f"{where} is no table ({error}): replace the archive") from None
     columns = names["columns"]
     if missing := [theirs for theirs in columns.values() if theirs not in table]:
-        raise UserError(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: replace the archive")
+        raise UserError(
+            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: replace the archive"
+        )
     rows = {}
     for values in table[list(columns.values())].itertuples(index=False, name=None):
         row = dict(zip(columns, values, strict=True))
@@ -90,14 +102,17 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
         labels = set(row["labels"].split("|"))
         if not labels <= names["labels"].keys() or (NO_FINDING in labels and len(labels) > 1):
             known = ", ".join(names["labels"])
-            raise UserError(f"{where}: {image} has the labels {row['labels']!r}; known, the first alone, are {known}")
+            raise UserError(
+                f"{where}: {image} has the labels {row['labels']!r}; known, the first alone, are {known}"
+            )
         if not row["patient"]:
             raise UserError(f"{where}: {image} has no patient")
         if image in rows:
             raise UserError(f"{where}: {image} has two rows")
         rows[image] = row | {
             "labels": join_labels({names["labels"][label] for label in labels} - {NO_FINDING}),
-            "patient": f"nih_sample-{row['patient']}", "age_years": age_years(row["age_years"]),
+            "patient": f"nih_sample-{row['patient']}",
+            "age_years": age_years(row["age_years"]),
         }
     return rows
 
@@ -113,12 +128,18 @@ def _images(path: Path) -> tuple[list[tuple[int, PurePosixPath]], dict]:
     """Index and name of each image file, of copies the one nearest the root, and the account of the other members."""
     listed = members(path)
     account = {
-        "archive_bytes": path.stat().st_size, "members": len(listed), "label_files": 0, "junk_dropped": 0,
-        "tree_copies_dropped": 0, "bad_dropped": dict.fromkeys(REASONS, 0),
+        "archive_bytes": path.stat().st_size,
+        "members": len(listed),
+        "label_files": 0,
+        "junk_dropped": 0,
+        "tree_copies_dropped": 0,
+        "bad_dropped": dict.fromkeys(REASONS, 0),
     }
     taken: dict[str, zipfile.ZipInfo] = {}
     found = []
-    for index in sorted(range(len(listed)), key=lambda index: (_depth(listed[index]), listed[index].filename, index)):
+    for index in sorted(
+        range(len(listed)), key=lambda index: (_depth(listed[index]), listed[index].filename, index)
+    ):
         info = listed[index]
         name = PurePosixPath(info.filename)
         if _is_label_file(info):

@@ -14,10 +14,15 @@ from requests.adapters import HTTPAdapter
 from explainmyxray.errors import UserError
 from explainmyxray.sources.archive import first_unreadable
 
-DATA_SETS = {"chest-xray-pneumonia": "paultimothymooney", "sample": "nih-chest-xrays"}   # name: owner
-TIMEOUTS = 10, 60   # seconds to connect, and to wait for the next bytes; the client's first request has none of its own
-KEY = ("make a token at https://www.kaggle.com/settings/api and put it into the environment as KAGGLE_API_TOKEN or "
-       "into ~/.kaggle/access_token (a legacy kaggle.json in ~/.kaggle or KAGGLE_CONFIG_DIR works too)")
+DATA_SETS = {"chest-xray-pneumonia": "paultimothymooney", "sample": "nih-chest-xrays"}  # name: owner
+TIMEOUTS = (
+    10,
+    60,
+)  # seconds to connect, and to wait for the next bytes; the client's first request has none of its own
+KEY = (
+    "make a token at https://www.kaggle.com/settings/api and put it into the environment as KAGGLE_API_TOKEN or "
+    "into ~/.kaggle/access_token (a legacy kaggle.json in ~/.kaggle or KAGGLE_CONFIG_DIR works too)"
+)
 
 
 def page(name: str) -> str:
@@ -40,7 +45,7 @@ def archive(name: str, folder: Path) -> Path:
             _check(part, f"run again, {by_hand}")
             os.replace(part, path)
         finally:
-            with contextlib.suppress(OSError):   # not empty: part of a download lies there
+            with contextlib.suppress(OSError):  # not empty: part of a download lies there
                 part.parent.rmdir()
     return path
 
@@ -48,17 +53,28 @@ def archive(name: str, folder: Path) -> Path:
 def _download(name: str, part: Path, by_hand: str) -> None:
     try:
         _client().dataset_download_files(f"{DATA_SETS[name]}/{name}", path=str(part.parent), quiet=False)
-    except requests.HTTPError as error:   # its text is not shown: it holds a signed address
+    except requests.HTTPError as error:  # its text is not shown: it holds a signed address
         advice = _advice(error.response, page(name))
-        raise UserError(f"Kaggle answered {error.response.status_code} for {name}: {advice}, {by_hand}") from None
+        raise UserError(
+            f"Kaggle answered {error.response.status_code} for {name}: {advice}, {by_hand}"
+        ) from None
     except requests.RequestException as error:
-        got = f"; the {part.stat().st_size:,} bytes so far are kept, run again to go on" if part.exists() else ""
-        raise UserError(f"no connection to Kaggle for {name} ({type(error).__name__}){got}: "
-                        f"check the network and run again, {by_hand}") from None
-    except ValueError:   # the client's word for a size that is not the announced one: an error page may be in it
+        got = (
+            f"; the {part.stat().st_size:,} bytes so far are kept, run again to go on"
+            if part.exists()
+            else ""
+        )
+        raise UserError(
+            f"no connection to Kaggle for {name} ({type(error).__name__}){got}: "
+            f"check the network and run again, {by_hand}"
+        ) from None
+    except (
+        ValueError
+    ):  # the client's word for a size that is not the announced one: an error page may be in it
         _discard(part)
-        raise UserError(f"the download of {name} was not what Kaggle announced and was discarded: "
-                        f"run again, {by_hand}") from None
+        raise UserError(
+            f"the download of {name} was not what Kaggle announced and was discarded: run again, {by_hand}"
+        ) from None
 
 
 def _check(part: Path, advice: str) -> None:
@@ -75,7 +91,9 @@ def _check(part: Path, advice: str) -> None:
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    part.with_name(part.name + ".kaggle-partial").unlink(missing_ok=True)   # the client's note on what it resumes
+    part.with_name(part.name + ".kaggle-partial").unlink(
+        missing_ok=True
+    )  # the client's note on what it resumes
 
 
 def _advice(response: requests.Response, page: str) -> str:
@@ -96,24 +114,28 @@ def _client():
     """The client with the credentials that it finds, or anonymous; quiet about both. Raises requests' errors."""
     from kagglesdk.kaggle_env import get_endpoint, get_env
 
-    requests.head(get_endpoint(get_env()), timeout=TIMEOUTS[0])   # a missing network shows here, at once
-    for name in ("VERBOSE", "VERBOSE_OUTPUT"):   # they make the client print its requests, with the key
+    requests.head(get_endpoint(get_env()), timeout=TIMEOUTS[0])  # a missing network shows here, at once
+    for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its requests, with the key
         os.environ.pop(name, None)
-    with contextlib.redirect_stdout(io.StringIO()):   # importing it logs in, and prints a page of help where it can't
+    with contextlib.redirect_stdout(
+        io.StringIO()
+    ):  # importing it logs in, and prints a page of help where it can't
         from kaggle import KaggleApi
         from kagglesdk import KaggleClient
 
         class Client(KaggleApi):
-            def build_kaggle_client(self) -> KaggleClient:   # the original ignores KAGGLE_API_ENVIRONMENT=TEST
+            def build_kaggle_client(self) -> KaggleClient:  # the original ignores KAGGLE_API_ENVIRONMENT=TEST
                 known = self.config_values.get
-                client = KaggleClient(username=known("username"), password=known("key"), api_token=known("token"))
+                client = KaggleClient(
+                    username=known("username"), password=known("key"), api_token=known("token")
+                )
                 with client:
                     for scheme in ("http://", "https://"):
                         client.http_client()._session.mount(scheme, _WithTimeouts())
                 return client
 
         client = Client()
-        with contextlib.suppress(SystemExit):   # no credentials: public data sets need none
+        with contextlib.suppress(SystemExit):  # no credentials: public data sets need none
             client.authenticate()
     return client
 

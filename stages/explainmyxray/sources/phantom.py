@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from explainmyxray import settings
 
 MIX: dict[str, int] = YAML(typ="safe").load(Path(__file__).with_name("phantom_mix.yaml"))
-PIPELINE, PRETRAINING = 0, 1   # streams of random numbers that share nothing, whatever the seed
+PIPELINE, PRETRAINING = 0, 1  # streams of random numbers that share nothing, whatever the seed
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,16 @@ def sample(stream: int, seed: int, count: int, size: int) -> Iterator[PhantomFil
         sex, age = str(rng.choice(["F", "M"])), int(rng.integers(18, 90))
         labels = None
         for _ in range(min(1 + rng.poisson(0.6), count - image)):
-            if labels is None or rng.random() < 0.4:   # a follow-up mostly shows what the last film showed
+            if labels is None or rng.random() < 0.4:  # a follow-up mostly shows what the last film showed
                 labels = str(rng.choice(combinations, p=shares / shares.sum()))
             study = {
-                "source": "phantom", "patient": f"phantom-{patient:05d}", "labels": labels, "subtype": "",
-                "view": str(rng.choice(["PA", "AP"], p=[0.7, 0.3])), "age_years": str(age), "sex": sex,
+                "source": "phantom",
+                "patient": f"phantom-{patient:05d}",
+                "labels": labels,
+                "subtype": "",
+                "view": str(rng.choice(["PA", "AP"], p=[0.7, 0.3])),
+                "age_years": str(age),
+                "sex": sex,
             }
             yield PhantomFilm(f"phantom/{image:06d}", study, stream, seed, patient, image, size)
             image += 1

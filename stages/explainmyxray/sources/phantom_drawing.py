@@ -21,7 +21,7 @@ class Build:
 
     lung_width: float
     lung_height: float
-    gap: float          # from the midline to a lung's inner border
+    gap: float  # from the midline to a lung's inner border
     heart_shift: float  # of the heart's centre towards the patient's left, which is the image's right
     heart_ratio: float  # cardiothoracic ratio of the healthy heart; up to 0.5 is normal
     rib_spacing: float
@@ -30,7 +30,15 @@ class Build:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Build":
         u = rng.uniform
-        return cls(u(0.34, 0.39), u(0.62, 0.72), u(0.10, 0.14), u(0.08, 0.14), u(0.40, 0.47), u(0.155, 0.185), u(0.1, 0.25))
+        return cls(
+            u(0.34, 0.39),
+            u(0.62, 0.72),
+            u(0.10, 0.14),
+            u(0.08, 0.14),
+            u(0.40, 0.47),
+            u(0.155, 0.185),
+            u(0.1, 0.25),
+        )
 
 
 @dataclass
@@ -43,10 +51,12 @@ class Canvas:
     x: np.ndarray
     y: np.ndarray
     density: np.ndarray
-    lungs: dict[int, np.ndarray]   # side -> soft mask, 0 to 1
-    depth: dict[int, np.ndarray]   # side -> how deep inside the lung's outline, 0 at its border, 1 at its centre
-    dome: dict[int, np.ndarray]    # side -> height of the diaphragm at each x
-    heart_edge: float              # half the heart's width
+    lungs: dict[int, np.ndarray]  # side -> soft mask, 0 to 1
+    depth: dict[
+        int, np.ndarray
+    ]  # side -> how deep inside the lung's outline, 0 at its border, 1 at its centre
+    dome: dict[int, np.ndarray]  # side -> height of the diaphragm at each x
+    heart_edge: float  # half the heart's width
 
     def side(self) -> int:
         return int(self.rng.choice(SIDES))
@@ -104,14 +114,18 @@ def _thorax(findings: frozenset[str], b: Build, rng: np.random.Generator, size: 
         width, height = b.lung_width * (1.06 if emphysema else 1), b.lung_height * (1.08 if emphysema else 1)
         outlines[side] = 1 - np.abs((x - centre) / width) ** 2.4 - np.abs((y + 0.1) / height) ** 2.4
         base = 0.40 + (0.10 if emphysema else 0) + (0.03 if side > 0 else 0) + rng.uniform(-0.02, 0.02)
-        dome[side] = base + flatness * 0.9 * (x - centre + side * 0.05) ** 2 + 0.10 * (x - centre) * side * flatness
+        dome[side] = (
+            base + flatness * 0.9 * (x - centre + side * 0.05) ** 2 + 0.10 * (x - centre) * side * flatness
+        )
         lungs[side] = step(outlines[side], 0.10) * step(dome[side] - y, 0.03)
         depth[side] = np.clip(outlines[side], 0, 1)
     ratio = rng.uniform(0.58, 0.68) if "Cardiomegaly" in findings else b.heart_ratio
-    heart_edge = ratio * (b.gap + 2 * b.lung_width) * (0.9 if emphysema and "Cardiomegaly" not in findings else 1)
+    heart_edge = (
+        ratio * (b.gap + 2 * b.lung_width) * (0.9 if emphysema and "Cardiomegaly" not in findings else 1)
+    )
     heart = _heart(x, y, b, heart_edge)
     for side in SIDES:
-        lungs[side] = lungs[side] * (1 - 0.85 * heart)   # a little air shows behind the heart
+        lungs[side] = lungs[side] * (1 - 0.85 * heart)  # a little air shows behind the heart
     density = _soft_tissue(x, y, lungs, heart, emphysema)
     density += _bones(x, y, b) + _vessels(rng, x, y, b, lungs, size) * (0.4 if emphysema else 1)
     return Canvas(rng, b, findings, x, y, density.astype(np.float32), lungs, depth, dome, heart_edge)
@@ -141,21 +155,31 @@ def _soft_tissue(x, y, lungs, heart, emphysema: bool) -> np.ndarray:
     mediastinum = step(0.13 + 0.03 * np.sin(6 * y) - np.abs(x - 0.01), 0.05) * step(y + 0.85, 0.1)
     trachea = line(x, 0.035) * step(-0.35 - y, 0.08)
     air = np.maximum(lungs[-1], lungs[1])
-    return 0.60 * torso - (0.50 if emphysema else 0.42) * air + 0.12 * heart + 0.10 * mediastinum - 0.10 * trachea
+    return (
+        0.60 * torso
+        - (0.50 if emphysema else 0.42) * air
+        + 0.12 * heart
+        + 0.10 * mediastinum
+        - 0.10 * trachea
+    )
 
 
 def _bones(x, y, b: Build) -> np.ndarray:
     reach = b.gap + 2 * b.lung_width
     inside = step(reach + 0.05 - np.abs(x), 0.05)
     phase = (y + 0.8 - b.rib_slope * np.abs(x) + 0.28 * (x / reach) ** 2) / b.rib_spacing
-    ribs = np.exp(-(((phase % 1) - 0.5) / 0.16) ** 2) * inside * step(0.62 - y, 0.1) * step(y + 0.72, 0.1)
+    ribs = np.exp(-((((phase % 1) - 0.5) / 0.16) ** 2)) * inside * step(0.62 - y, 0.1) * step(y + 0.72, 0.1)
     spine = step(0.055 - np.abs(x), 0.03) * (0.6 + 0.4 * np.cos(y * 44))
-    clavicles = line(y + 0.62 + 0.16 * np.abs(x), 0.022) * step(np.abs(x) - 0.08, 0.05) * step(0.72 - np.abs(x), 0.1)
+    clavicles = (
+        line(y + 0.62 + 0.16 * np.abs(x), 0.022) * step(np.abs(x) - 0.08, 0.05) * step(0.72 - np.abs(x), 0.1)
+    )
     return 0.075 * ribs + 0.05 * spine + 0.09 * clavicles
 
 
 def _vessels(rng, x, y, b: Build, lungs, size: int) -> np.ndarray:
-    near = sum(line(np.hypot(x - side * (b.gap + 0.06), (y + 0.02) * 0.8), 0.42) * lungs[side] for side in SIDES)
+    near = sum(
+        line(np.hypot(x - side * (b.gap + 0.06), (y + 0.02) * 0.8), 0.42) * lungs[side] for side in SIDES
+    )
     hila = sum(line(np.hypot(x - side * (b.gap + 0.03), (y + 0.02) * 0.8), 0.10) for side in SIDES)
     return 0.07 * near * np.abs(texture(rng, size, 26)) + 0.10 * hila
 
@@ -163,11 +187,15 @@ def _vessels(rng, x, y, b: Build, lungs, size: int) -> np.ndarray:
 def _expose(canvas: Canvas, size: int) -> Image.Image:
     """Exposure, contrast, grain, collimation and a marker: what differs between two films of the same chest."""
     rng, picture = canvas.rng, canvas.density
-    picture = np.clip(picture * rng.uniform(0.88, 1.15) + rng.uniform(-0.04, 0.08), 0, 1.2) ** rng.uniform(0.8, 1.2)
+    picture = np.clip(picture * rng.uniform(0.88, 1.15) + rng.uniform(-0.04, 0.08), 0, 1.2) ** rng.uniform(
+        0.8, 1.2
+    )
     picture = picture + rng.uniform(0.008, 0.025) * rng.standard_normal(picture.shape, dtype=np.float32)
     picture += 0.012 * texture(rng, size, 5)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    if rng.random() < 0.7:  # the technologist's marker stands at the patient's right or left, whatever the findings
+    if (
+        rng.random() < 0.7
+    ):  # the technologist's marker stands at the patient's right or left, whatever the findings
         corner = (0.04, 0.05) if rng.random() < 0.5 else (0.88, 0.05)
         text = "R" if corner[0] < 0.5 else "L"
         ImageDraw.Draw(image).text((corner[0] * size, corner[1] * size), text, fill=235, font_size=size / 16)
@@ -185,7 +213,7 @@ def _effusion(c: Canvas) -> None:
 def _pneumothorax(c: Canvas) -> None:
     side = c.side()
     collapse = c.rng.uniform(0.28, 0.5)
-    edge = c.depth[side] - collapse + 0.25 * np.clip(c.y, 0, None)   # air rises: the gap is widest at the apex
+    edge = c.depth[side] - collapse + 0.25 * np.clip(c.y, 0, None)  # air rises: the gap is widest at the apex
     outside = c.lungs[side] * step(-edge, 0.03) * step(side * c.x - c.build.gap - 0.05, 0.05)
     c.density += outside * np.minimum(0.02 - c.density, 0) * 0.8
     c.density += 0.22 * line(edge, 0.035) * c.lungs[side] * step(side * c.x - c.build.gap - 0.05, 0.05)
@@ -206,12 +234,16 @@ def _edema(c: Canvas) -> None:
     haze = 0.75 + 0.25 * np.abs(texture(c.rng, len(c.x), 12))
     for side in SIDES:
         wing = line(np.hypot(c.x - side * (c.build.gap + 0.16), (c.y - 0.0) * 0.75), 0.33)
-        kerley = line((c.y * 22) % 1 - 0.5, 0.16) * step(side * c.x - c.build.gap - 1.45 * c.build.lung_width, 0.06)
+        kerley = line((c.y * 22) % 1 - 0.5, 0.16) * step(
+            side * c.x - c.build.gap - 1.45 * c.build.lung_width, 0.06
+        )
         kerley = kerley * step(c.y - 0.02, 0.05)
         c.density += (c.rng.uniform(0.24, 0.32) * wing * haze + 0.14 * kerley) * c.lungs[side]
 
 
-def _round(c: Canvas, radius: float, contrast: float, lobes: float, low: float = -0.45, high: float = 0.25) -> None:
+def _round(
+    c: Canvas, radius: float, contrast: float, lobes: float, low: float = -0.45, high: float = 0.25
+) -> None:
     side = c.side()
     cx, cy = c.spot(side, low, high)
     angle = np.arctan2(c.y - cy, c.x - cx)
@@ -235,12 +267,12 @@ def _atelectasis(c: Canvas) -> None:
         slope = c.rng.uniform(-0.35, 0.35)
         along = step(c.rng.uniform(0.18, 0.28) - np.abs(c.x - cx), 0.06)
         c.density += 0.34 * line(c.y - cy - slope * (c.x - cx), 0.02) * along * c.lungs[side]
-    raised = step(c.y - c.dome[side] + 0.10, 0.03)                   # volume loss pulls the diaphragm up
+    raised = step(c.y - c.dome[side] + 0.10, 0.03)  # volume loss pulls the diaphragm up
     c.density += 0.40 * raised * c.lungs[side]
 
 
 def _emphysema(c: Canvas) -> None:
-    side = c.side()                                                  # the large, dark, flat lungs are drawn by _thorax
+    side = c.side()  # the large, dark, flat lungs are drawn by _thorax
     cx, cy = c.spot(side, -0.5, -0.25)
     radius = c.rng.uniform(0.09, 0.14)
     bulla = np.hypot(c.x - cx, c.y - cy)
@@ -258,7 +290,7 @@ def _hernia(c: Canvas) -> None:
     cx, cy = c.build.heart_shift * c.rng.uniform(-0.5, 0.7), c.rng.uniform(0.24, 0.34)
     radius = c.rng.uniform(0.13, 0.17)
     r = np.hypot(c.x - cx, c.y - cy)
-    air = step(radius - r, 0.02) * step(cy + 0.02 - c.y, 0.015)      # gas above a fluid level, behind the heart
+    air = step(radius - r, 0.02) * step(cy + 0.02 - c.y, 0.015)  # gas above a fluid level, behind the heart
     c.density += 0.16 * line(r - radius, 0.02) + 0.10 * step(radius - r, 0.02) - 0.42 * air
 
 
