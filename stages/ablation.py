@@ -19,12 +19,12 @@ sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hu
 import pandas as pd
 from ruamel.yaml import YAML
 
+from explainmyxray.comparing.comparison import compare
+from explainmyxray.comparing.revisions import predictions
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.pictures.ablation import plot_ablation
-from explainmyxray.scoring.comparison import compare
-from explainmyxray.scoring.revisions import predictions
+from explainmyxray.pictures.ablation_plot import plot_ablation
 from explainmyxray.settings import load_settings
-from explainmyxray.studies import write_table
+from explainmyxray.tables import write_table
 
 PLAN, TABLE, PLOT = (
     Path(__file__).with_name("ablation.yaml"),

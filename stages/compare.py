@@ -14,9 +14,9 @@ sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hu
 
 import pandas as pd
 
+from explainmyxray.comparing.comparison import compare, shared
+from explainmyxray.comparing.revisions import predictions
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.scoring.comparison import compare, shared
-from explainmyxray.scoring.revisions import predictions
 from explainmyxray.settings import load_settings
 
 

@@ -25,10 +25,10 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.model import memory
 from explainmyxray.model.base import check_base, compute_dtype
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources.kaggle_download import DATA_SETS, KEY, page
+from explainmyxray.training import memory
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
@@ -136,7 +136,7 @@ def step(settings: Settings) -> Iterator[Line]:
     try:
         before = (vision.image_size // vision.patch_size) ** 2 + PROMPT
         with contextlib.redirect_stdout(said):
-            memory.layers_kept(settings, before, max(settings.model.max_length - before, 1))
+            memory.plan_checkpointing(settings, before, max(settings.model.max_length - before, 1))
     except UserError as error:
         yield MISSING, f"memory: {error}"
     else:

@@ -23,17 +23,17 @@ from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.generation import generate, image_features
 from explainmyxray.model.adapter import load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
-from explainmyxray.model.generation import generate, image_features
-from explainmyxray.outputs import write_metrics
 from explainmyxray.pictures.gallery import draw_gallery
 from explainmyxray.pictures.plots import plot_findings, plot_systems
-from explainmyxray.reports.writer import load_bank, write
+from explainmyxray.reports.templates import load_templates
+from explainmyxray.reports.writer import render_report
 from explainmyxray.runtime import write_runtime
-from explainmyxray.scoring import baselines, card
+from explainmyxray.scoring import baselines, evaluation
 from explainmyxray.settings import Settings, load_settings
-from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table
+from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_metrics, write_table
 
 SPLITS, IMAGES, ADAPTER, METRICS = (
     Path("data/splits"),
@@ -53,15 +53,15 @@ def main() -> None:
     settings, options = load_settings(), parser.parse_args()
     if not options.score:
         write_table(METRICS / "predictions.csv", predict(settings))
-    predictions = read_table(METRICS / "predictions.csv", card.COLUMNS)
-    scored = card.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
+    predictions = read_table(METRICS / "predictions.csv", evaluation.COLUMNS)
+    scored = evaluation.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
     write_metrics(METRICS / "eval.json", scored.metrics)
     print(summary(scored.metrics), flush=True)
     show(predictions, scored, settings)
 
 
 def predict(settings: Settings) -> pd.DataFrame:
-    """The test split with a report from the model and from each baseline: the columns of `card.COLUMNS`."""
+    """The test split with a report from the model and from each baseline: the columns of `evaluation.COLUMNS`."""
     logging.set_verbosity_error()
     base = check_base(tuned_base(ADAPTER, settings.model))
     train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))
@@ -69,9 +69,9 @@ def predict(settings: Settings) -> pd.DataFrame:
     started = time.monotonic()
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER)
-    predictions = test[[*card.FACTS, "report"]].copy()
-    predictions[card.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
-    predictions["blind"] = predictions[card.MODEL].to_numpy()[
+    predictions = test[[*evaluation.FACTS, "report"]].copy()
+    predictions[evaluation.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
+    predictions["blind"] = predictions[evaluation.MODEL].to_numpy()[
         baselines.other_patients(test["patient"], settings.seed)
     ]
     with model.disable_adapter():
@@ -92,17 +92,20 @@ def predict(settings: Settings) -> pd.DataFrame:
     predictions["nearest"] = train["report"].to_numpy()[baselines.nearest(seen["train"], seen["test"])]
     predictions["classifier"] = reports("classifier", told, test, settings)
     predictions["ceiling"] = reports("ceiling", test["labels"].map(split_labels), test, settings)
-    return predictions[list(card.COLUMNS)]
+    return predictions[list(evaluation.COLUMNS)]
 
 
 def reports(name: str, labels, test: pd.DataFrame, settings: Settings) -> list[str]:
     """Fresh reports from labels, worded independently of the reference reports."""
-    bank = load_bank()
+    templates = load_templates()
     rngs = (random.Random(f"{name}:{settings.seed}:{image}") for image in test["image"])
-    return [write(each, bank, rng, settings.reports.pertinent_negatives) for each, rng in zip(labels, rngs)]
+    return [
+        render_report(each, templates, rng, settings.reports.pertinent_negatives)
+        for each, rng in zip(labels, rngs)
+    ]
 
 
-def show(predictions: pd.DataFrame, scored: card.Card, settings: Settings) -> None:
+def show(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Settings) -> None:
     """The tables and pictures behind `dvc plots show`."""
     plots = METRICS / "plots"
     write_table(plots / "findings.csv", scored.findings.round(4))

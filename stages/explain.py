@@ -21,11 +21,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.explaining.explain import NOTICE, Explanation
-from explainmyxray.explaining.films import files
+from explainmyxray.explaining.explainer import NOTICE, Explanation
 from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.images.decoding import MAX_FILE_BYTES
+from explainmyxray.images.dicom import files
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.sources.archive import MAX_MEMBER_BYTES
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 def read(path: Path) -> bytes:
     """The file's bytes, of one too large to be a film only the first, which is refused as too large."""
     with path.open("rb") as file:
-        return file.read(MAX_MEMBER_BYTES + 1)
+        return file.read(MAX_FILE_BYTES + 1)
 
 
 def as_text(each: Explanation) -> str:

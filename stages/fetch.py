@@ -20,28 +20,29 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from explainmyxray import sources, studies
+from explainmyxray import sources, tables
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.near_copies import first_of_group, perceptual_hash
-from explainmyxray.outputs import replacing, write_metrics
+from explainmyxray.images.decoding import BadImage
+from explainmyxray.images.near_duplicates import first_of_group, perceptual_hash
+from explainmyxray.outputs import replacing
 from explainmyxray.settings import load_settings
-from explainmyxray.sources.archive import BadImage
+from explainmyxray.tables import write_metrics
 
 WINDOW, CHUNK = 2048, 8  # films under way at once, which bounds memory; films a process takes at a time
 
 
 def main() -> None:
     settings = load_settings()
-    films, accounts = sources.offered(settings.data, settings.seed)
+    films, accounts = sources.load_source(settings.data, settings.seed)
     for account in accounts.values():
         account |= {"images_kept": 0, "pixel_copies_dropped": 0, "copies_with_other_labels": 0}
     with replacing("data/images") as folder:
         table = keep(films, settings.data.image_size, folder, accounts)
-        studies.write_table("data/studies.csv", table)
+        tables.write_table("data/studies.csv", table)
         figures = {
             "images": len(table),
             "patients": table["patient"].nunique(),
-            "near_copies": near_copies(table),
+            "near_duplicates": near_duplicates(table),
             **accounts,
         }
         write_metrics("metrics/fetch.json", figures)
@@ -76,14 +77,14 @@ def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> 
         raise UserError(
             "no image: the source offers none that can be used; look at the archives in data.archives"
         )
-    table = pd.DataFrame(rows, columns=studies.COLUMNS)
-    table["same_film"] = first_of_group(list(table["image"]), hashes)
+    table = pd.DataFrame(rows, columns=tables.COLUMNS)
+    table["near_duplicate_of"] = first_of_group(list(table["image"]), hashes)
     return table
 
 
-def near_copies(table: pd.DataFrame) -> dict[str, int]:
+def near_duplicates(table: pd.DataFrame) -> dict[str, int]:
     """How many images are near copies of another, of how many films, and how many films have copies with other labels."""
-    copies = table[table["same_film"] != ""].groupby("same_film")
+    copies = table[table["near_duplicate_of"] != ""].groupby("near_duplicate_of")
     return {
         "images": int(copies.size().sum()),
         "films": copies.ngroups,
@@ -135,7 +136,7 @@ def summary(figures: dict) -> Iterator[str]:
                 f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count
             )
             yield f"{name}: {account['images_kept']} images kept; dropped: {dropped or 'none'}"
-    near = figures["near_copies"]
+    near = figures["near_duplicates"]
     yield (
         f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them are near "
         f"copies, of {near['films']} films"

@@ -12,7 +12,7 @@ import pandas as pd
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import label
-from explainmyxray.studies import NO_FINDING, write_table
+from explainmyxray.tables import NO_FINDING, write_table
 
 
 def main() -> None:

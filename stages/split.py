@@ -7,10 +7,10 @@ splits share, and metrics/labels.csv with the label counts for a plot.
 import pandas as pd
 
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.outputs import replacing, write_metrics
+from explainmyxray.outputs import replacing
 from explainmyxray.settings import load_settings
-from explainmyxray.splits import SPLITS, make_splits
-from explainmyxray.studies import REPORT_COLUMNS, read_table, write_table
+from explainmyxray.splits.make_splits import SPLITS, make_splits
+from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics, write_table
 
 REPORTS, FOLDER, METRICS, COUNTS = (
     "data/reports.csv",
@@ -47,8 +47,8 @@ def summary(figures: dict) -> str:
     lines += [
         f"dropped: {dropped['rare_images']} images of {len(dropped['rare_combinations'])} rare label combinations, "
         f"{dropped['over_max_samples']} over max_samples",
-        f"shared by two splits: {shared['patients']} patients, {shared['images']} images, {shared['near_copies']} near "
-        f"copies; a plain split shares {plain['patients']} patients, {plain['images']} images, {plain['near_copies']} near copies",
+        f"shared by two splits: {shared['patients']} patients, {shared['images']} images, {shared['near_duplicates']} near "
+        f"copies; a plain split shares {plain['patients']} patients, {plain['images']} images, {plain['near_duplicates']} near copies",
     ]
     if figures["unplaced"]:
         lines.append(f"not in every split, for want of patients: {', '.join(figures['unplaced'])}")

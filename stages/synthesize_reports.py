@@ -8,16 +8,17 @@ import random
 
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.writer import load_bank, write
+from explainmyxray.reports.templates import load_templates
+from explainmyxray.reports.writer import render_report
 from explainmyxray.settings import load_settings
-from explainmyxray.studies import REPORT_COLUMNS, read_table, split_labels, write_table
+from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_table
 
 STUDIES, REPORTS = "data/studies.csv", "data/reports.csv"
 
 
 def main() -> None:
     settings = load_settings()
-    bank = load_bank()
+    templates = load_templates()
     studies = read_table(STUDIES)
     for image, labels in zip(studies["image"], studies["labels"]):
         if unknown := sorted(split_labels(labels) - set(FINDINGS)):
@@ -26,7 +27,7 @@ def main() -> None:
             )
     negatives = settings.reports.pertinent_negatives
     studies["report"] = [
-        write(split_labels(labels), bank, random.Random(f"{settings.seed}:{image}"), negatives)
+        render_report(split_labels(labels), templates, random.Random(f"{settings.seed}:{image}"), negatives)
         for image, labels in zip(studies["image"], studies["labels"])
     ]
     write_table(REPORTS, studies[list(REPORT_COLUMNS)])

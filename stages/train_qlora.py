@@ -18,19 +18,19 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers.utils import logging
 
-from explainmyxray import familiar
+from explainmyxray import out_of_distribution
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.model.adapter import add_lora, save_adapter, trainable
 from explainmyxray.model.base import check_base, load_base, load_processor
-from explainmyxray.model.batches import PROMPT, open_image
-from explainmyxray.model.identity import run_identity
-from explainmyxray.model.memory import layers_kept, recompute
-from explainmyxray.model.processes import is_first, quiet_but_first, run_in_processes
-from explainmyxray.model.training import datasets, train
-from explainmyxray.outputs import replacing, rounded, write_metrics
+from explainmyxray.model.inputs import PROMPT, open_image
+from explainmyxray.outputs import replacing
 from explainmyxray.runtime import write_runtime
 from explainmyxray.settings import Settings, load_settings
-from explainmyxray.studies import REPORT_COLUMNS, read_table
+from explainmyxray.tables import REPORT_COLUMNS, read_table, rounded, write_metrics
+from explainmyxray.training.fingerprint import run_fingerprint
+from explainmyxray.training.memory import enable_gradient_checkpointing, plan_checkpointing
+from explainmyxray.training.processes import is_first, quiet_but_first, run_in_processes
+from explainmyxray.training.trainer import datasets, train
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 
@@ -57,16 +57,16 @@ def train_adapter() -> None:
     started = time.monotonic()
     processor = load_processor(base)
     training, validation = datasets(processor, rows, IMAGES, settings)
-    kept = layers_kept(
+    kept = plan_checkpointing(
         settings.model_copy(update={"model": base}), training.before, min(max(training.tokens), training.room)
     )
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
-    recompute(model, kept)
+    enable_gradient_checkpointing(model, kept)
     count, percent = trainable(model)
     print(f"LoRA trains {count:,} parameters, {percent:.4f} % of all", flush=True)
 
     images = [IMAGES / name for part in rows.values() for name in part["image"]]
-    checkpoints = Path("models/checkpoints") / run_identity(settings, tables, images, str(base.revision))
+    checkpoints = Path("models/checkpoints") / run_fingerprint(settings, tables, images, str(base.revision))
     figures = train(model, processor, training, validation, settings, checkpoints, Path("metrics/curves"))
     figures |= {"trainable_parameters": count, "trainable_percent": percent}
     if is_first():
@@ -84,7 +84,7 @@ def save(model, settings: Settings, revision: str | None, rows: dict, figures: d
     """The adapter with its card and what its images looked like, and the figures."""
     with replacing(ADAPTER) as folder:
         save_adapter(model, folder, card_facts(settings, revision, rows, figures))
-        familiar.fit(
+        out_of_distribution.fit(
             *((open_image(IMAGES, name) for name in rows[part]["image"]) for part in ("train", "val"))
         ).save(folder)
     write_metrics("metrics/train.json", figures)

@@ -7,7 +7,7 @@ import numpy as np
 from explainmyxray.sources import phantom_drawing
 from explainmyxray.sources.phantom import PhantomFilm
 from explainmyxray.sources.phantom_drawing import SIGNS, Build
-from explainmyxray.studies import split_labels
+from explainmyxray.tables import split_labels
 
 PART = 0.25  # of a sign's greatest change of density: what changes less is its faint border
 

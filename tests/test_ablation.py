@@ -6,7 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT, lay_over
-from explainmyxray.pictures.ablation import plot_ablation
+from explainmyxray.pictures.ablation_plot import plot_ablation
 from explainmyxray.settings import Settings
 from test_comparison import predictions
 

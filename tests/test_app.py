@@ -27,10 +27,10 @@ from explainmyxray.app.examples import SHOWN, examples
 from explainmyxray.app.page import launch, page
 from explainmyxray.app.sheet import sheet
 from explainmyxray.errors import UserError
-from explainmyxray.explaining import films
-from explainmyxray.explaining.explain import Explanation
+from explainmyxray.explaining.attribution import Attribution
+from explainmyxray.explaining.explainer import Explanation
 from explainmyxray.explaining.loading import load
-from explainmyxray.explaining.overlay import Look
+from explainmyxray.images import dicom as films
 from explainmyxray.sources import phantom
 from test_explain import PATIENT, dicom, png
 
@@ -144,7 +144,7 @@ def test_a_file_too_large_is_refused_before_it_is_read(served, explainer, monkey
         assert (
             requests.post(f"{served.address}{path}", data=iter([b"{}"]), timeout=10).status_code == 411
         )  # chunked: no length
-    monkeypatch.setattr(films, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr(films, "MAX_FILE_BYTES", 1000)
     assert "too large" in answering.answer(explainer, sent(bytes(1001)))
 
 
@@ -211,7 +211,7 @@ def test_it_listens_on_this_machine_alone_and_links_to_no_other(served):
 
 def test_the_sheet_takes_no_markup_from_a_report():
     told = Explanation("", "<script>alert(1)</script> <img src=x>", ("Mass",), 0.5, None, "<b>odd</b>")
-    looks = {"Mass": Look(("<script>a mass</script>",), np.zeros((2, 2)), np.ones((2, 2)))}
+    looks = {"Mass": Attribution(("<script>a mass</script>",), np.zeros((2, 2)), np.ones((2, 2)))}
     shown = sheet(Image.new("L", (2000, 1000)), told, looks)
     assert "<script" not in shown and "<img src=x" not in shown and "<b>odd" not in shown
     assert "No single place counts" in shown and 'class="box"' not in shown
@@ -323,7 +323,7 @@ def test_in_a_browser_a_bad_file_and_one_too_large_get_a_message_and_the_next_on
     assert "not an image that can be used" in tab.inner_text("#shown .warning")
     large = tmp_path / "large.dcm"
     with large.open("wb") as file:
-        os.truncate(file.fileno(), films.MAX_MEMBER_BYTES + 1)
+        os.truncate(file.fileno(), films.MAX_FILE_BYTES + 1)
     tab.set_input_files("#file", large)
     tab.wait_for_function(
         "document.querySelector('.note').textContent.includes('64 are the most')", timeout=30_000

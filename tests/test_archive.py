@@ -19,6 +19,7 @@ from PIL import Image
 
 import fetch
 from explainmyxray.errors import UserError
+from explainmyxray.images import decoding
 from explainmyxray.sources import archive
 from kaggle_archives import NIH, PNEUMONIA, accounted_for, encoded, pixels, workspace, write_zip
 
@@ -83,7 +84,7 @@ def palette() -> Image.Image:
     ],
 )
 def test_every_kind_of_png_becomes_the_same_grey(data, expected):
-    image = archive.decode(data)
+    image = decoding.decode(data)
     assert image.mode == "L" and np.array_equal(image, expected)
 
 
@@ -91,7 +92,7 @@ def test_every_kind_of_png_becomes_the_same_grey(data, expected):
 def test_every_kind_of_jpeg_becomes_the_same_grey(mode):
     smooth = np.tile(np.arange(0, 240, 3, dtype=np.uint8), (60, 1))
     stored = Image.fromarray(smooth).convert("RGB").convert(mode)
-    image = archive.decode(encoded(stored, "JPEG", quality=98, exif=ROTATED))
+    image = decoding.decode(encoded(stored, "JPEG", quality=98, exif=ROTATED))
     assert image.mode == "L" and image.size == (60, 80)
     assert np.abs(np.asarray(image, int) - np.rot90(smooth, -1)).max() <= 4
 
@@ -115,16 +116,16 @@ JPEG = encoded(GREY, "JPEG")
     ],
 )
 def test_what_is_no_usable_image_has_a_reason(data, reason):
-    with pytest.raises(archive.BadImage) as caught:
-        archive.decode(data)
-    assert caught.value.reason == reason and reason in archive.REASONS
+    with pytest.raises(decoding.BadImage) as caught:
+        decoding.decode(data)
+    assert caught.value.reason == reason and reason in decoding.REASONS
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     bomb = png(30_000, 30_000, 1, 0, bytes(30_000 * 3751))
     tracemalloc.start()
-    with pytest.raises(archive.BadImage, match="too_many_pixels"):
-        archive.decode(bomb)
+    with pytest.raises(decoding.BadImage, match="too_many_pixels"):
+        decoding.decode(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(bomb) < 300_000 and peak < 2**20
@@ -135,7 +136,7 @@ def test_a_member_larger_than_it_says_is_refused_in_little_memory(tmp_path):
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", 60 * 2**20), struct.pack("<I", 1000)))
     archive.members(path)
     tracemalloc.start()
-    with pytest.raises(archive.BadImage, match="unreadable"):
+    with pytest.raises(decoding.BadImage, match="unreadable"):
         archive.read_member(path, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -285,8 +286,8 @@ def test_a_changed_image_is_decoded_or_refused_and_never_crashes(whole, changes)
         where = where % 1000 % (len(data) + 1)  # headers more often than pixels
         data[where : where + cut] = new
     try:
-        image = archive.decode(bytes(data))
-    except archive.BadImage as bad:
-        assert bad.reason in archive.REASONS
+        image = decoding.decode(bytes(data))
+    except decoding.BadImage as bad:
+        assert bad.reason in decoding.REASONS
     else:
         assert image.mode == "L" and len(image.tobytes()) == image.width * image.height

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from conftest import write_params
+from explainmyxray.comparing.comparison import compare, shared
 from explainmyxray.errors import UserError
-from explainmyxray.outputs import write_metrics
 from explainmyxray.reports import writer
-from explainmyxray.scoring import card
-from explainmyxray.scoring.comparison import compare, shared
-from explainmyxray.studies import join_labels, write_table
+from explainmyxray.reports.templates import load_templates
+from explainmyxray.scoring import evaluation
+from explainmyxray.tables import join_labels, write_metrics, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["Cardiomegaly", "Effusion", "Mass", "Nodule"]
@@ -24,18 +24,18 @@ NAMES = ["Cardiomegaly", "Effusion", "Mass", "Nodule"]
 
 def predictions(right: float, seed: int, images: int = 120) -> pd.DataFrame:
     """A test set of two images a patient, always the same, and a model whose reports name the labels with probability `right`."""
-    facts, luck, bank = np.random.default_rng(0), np.random.default_rng(seed), writer.load_bank()
+    facts, luck, templates = np.random.default_rng(0), np.random.default_rng(seed), load_templates()
     rows = []
     for row in range(images):
         labels = set(facts.choice(NAMES, size=facts.integers(0, 3), replace=False))
         said = labels if luck.random() < right else set(luck.choice(NAMES, size=1))
         wording = random.Random(row)
         texts = {
-            name: writer.write(each, bank, wording, 1)
-            for name, each in (("report", labels), (card.MODEL, said))
+            name: writer.render_report(each, templates, wording, 1)
+            for name, each in (("report", labels), (evaluation.MODEL, said))
         }
         rows.append(
-            dict.fromkeys(card.COLUMNS, "")
+            dict.fromkeys(evaluation.COLUMNS, "")
             | texts
             | {
                 "image": f"{row}.png",
@@ -71,7 +71,7 @@ def test_chance_alone_is_seldom_called_a_difference():
 def test_the_comparison_is_paired_and_seeded():
     before = predictions(0.7, 1)
     after = before.copy()
-    after.loc[:9, card.MODEL] = after.loc[:9, "report"]  # ten reports better, all others the same
+    after.loc[:9, evaluation.MODEL] = after.loc[:9, "report"]  # ten reports better, all others the same
     table = compare(before, after, 2000, 0)
     width = table.set_index("figure").loc["findings.micro_f1"]
     alone = compare(before, predictions(0.7, 2), 2000, 0).set_index("figure").loc["findings.micro_f1"]

@@ -14,10 +14,10 @@ from sklearn.datasets import load_sample_image
 
 from conftest import run_stage
 from explainmyxray.errors import UserError
-from explainmyxray.explaining.films import files, is_colour, open_film
+from explainmyxray.images.decoding import BadImage
+from explainmyxray.images.dicom import files, is_colour, open_film
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import phantom
-from explainmyxray.sources.archive import BadImage
 
 PATIENT = "Doe^Jane"
 

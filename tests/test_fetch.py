@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import fetch
-from explainmyxray import studies
+from explainmyxray import tables
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import kaggle
@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
 
 def run() -> tuple[pd.DataFrame, dict]:
     fetch.main()
-    return studies.read_table("data/studies.csv"), json.loads(Path("metrics/fetch.json").read_text())
+    return tables.read_table("data/studies.csv"), json.loads(Path("metrics/fetch.json").read_text())
 
 
 def everything(folder: Path = Path(".")) -> dict[str, bytes]:
@@ -64,11 +64,11 @@ def pneumonia(members: dict[str, bytes]) -> None:
 
 def test_rows_and_images(place):
     table, metrics = run()
-    assert list(table.columns) == list(studies.COLUMNS)
+    assert list(table.columns) == list(tables.COLUMNS)
     files = Path("data/images").rglob("*.png")
     assert table["image"].tolist() == sorted(path.relative_to("data/images").as_posix() for path in files)
     kermany = "chest_xray_pneumonia"
-    assert table.drop(columns=["sha256", "same_film"]).to_dict("split")["data"] == [
+    assert table.drop(columns=["sha256", "near_duplicate_of"]).to_dict("split")["data"] == [
         [f"{kermany}/IM-0001-0001.png", kermany, f"{kermany}-IM-0001", "No Finding", "", "", "", ""],
         [f"{kermany}/person1_virus_2.png", kermany, f"{kermany}-virus-1", "Pneumonia", "virus", "", "", ""],
         [
@@ -301,7 +301,7 @@ def test_ages(text, years):
 
 def test_every_name_that_a_source_gives_is_a_known_finding():
     known = set(kaggle._data("nih_sample.yaml")["labels"].values())
-    assert known == {*FINDINGS, studies.NO_FINDING}
+    assert known == {*FINDINGS, tables.NO_FINDING}
     assert {folder["label"] for folder in kaggle._data("chest_xray_pneumonia.yaml").values()} <= known
 
 

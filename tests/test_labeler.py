@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import VOCABULARY, label, present
-from explainmyxray.studies import NO_FINDING
+from explainmyxray.reports.labeler import VOCABULARY, label, positive_findings
+from explainmyxray.tables import NO_FINDING
 
 TESTS = Path(__file__).parent
 COMMAND = TESTS.parent / "stages" / "label_reports.py"
@@ -161,7 +161,7 @@ REPORTS = {
 @pytest.mark.parametrize("name", REPORTS)
 def test_reads_a_report(name):
     text, there, doubted = REPORTS[name]
-    assert sorted(present(text)) == there
+    assert sorted(positive_findings(text)) == there
     assert [finding for finding, status in findings_in(text).items() if status == "uncertain"] == doubted
 
 
@@ -182,7 +182,7 @@ def test_reads_a_report(name):
 )
 def test_no_finding_follows_from_the_others(text, expected):
     assert label(text).get(NO_FINDING) == expected
-    assert NO_FINDING not in present(text)
+    assert NO_FINDING not in positive_findings(text)
 
 
 @unhurried
@@ -191,9 +191,9 @@ def test_any_text_has_labels_in_the_promised_form(text):
     labels = label(text)
     assert set(labels) <= {*FINDINGS, NO_FINDING}
     assert set(labels.values()) <= {"present", "absent", "uncertain"}
-    assert present(text) == {finding for finding in FINDINGS if labels.get(finding) == "present"}
+    assert positive_findings(text) == {finding for finding in FINDINGS if labels.get(finding) == "present"}
     if set(labels) - {NO_FINDING}:
-        assert (labels[NO_FINDING] == "absent") == bool(present(text))
+        assert (labels[NO_FINDING] == "absent") == bool(positive_findings(text))
 
 
 @unhurried

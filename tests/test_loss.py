@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from explainmyxray.errors import UserError
-from explainmyxray.model import batches, loss
+from explainmyxray.model import inputs
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
-from explainmyxray.model.batches import ReportDataset, TrainingCollator, fit, prompt_length
-from explainmyxray.model.loss import report_loss
+from explainmyxray.model.inputs import TrainingCollator, prompt_length
 from explainmyxray.settings import load_settings
+from explainmyxray.training import loss
+from explainmyxray.training.batches import ReportDataset, fit
+from explainmyxray.training.loss import report_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = load_settings(ROOT / "params.yaml")
@@ -95,7 +97,7 @@ def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(
     plain = model(**batch).loss
     plain.backward()
     expected = gradients(model)
-    monkeypatch.setattr(loss, "ENTRIES", 5 * text.vocab_size)
+    monkeypatch.setattr(loss, "MAX_CHUNK_LOGITS", 5 * text.vocab_size)
     hook = model.get_base_model().lm_head.register_forward_hook(
         lambda head, args, logits: most.append(logits.numel())
     )
@@ -124,7 +126,7 @@ def test_accumulated_ragged_micro_batches_are_one_large_batch(model, processor, 
     whole = collate(samples)
     report_loss(model, whole).backward()
     expected = gradients(model)
-    tokens = (whole["labels"] != batches.IGNORED).sum()
+    tokens = (whole["labels"] != inputs.IGNORE_INDEX).sum()
     for part in (samples[:1], samples[1:]):
         report_loss(model, collate(part), tokens).backward()
     same(gradients(model), expected)
@@ -140,9 +142,9 @@ def test_only_the_adapter_is_trained_and_only_in_float32(model):
 def test_labels_hold_the_report_and_its_end(processor, samples):
     batch = TrainingCollator(processor)(samples)
     for row, report in zip(batch["labels"], REPORTS):
-        assert processor.tokenizer.decode(row[row != batches.IGNORED]) == report + "<eos>"
+        assert processor.tokenizer.decode(row[row != inputs.IGNORE_INDEX]) == report + "<eos>"
     assert batch["input_ids"].shape[1] == prompt_length(processor) + int(
-        (batch["labels"] != batches.IGNORED).sum(1).max()
+        (batch["labels"] != inputs.IGNORE_INDEX).sum(1).max()
     )
 
 

@@ -8,12 +8,12 @@ from PIL import Image
 
 import paligemma_3b
 from explainmyxray.errors import UserError
-from explainmyxray.model import memory
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
-from explainmyxray.model.batches import TrainingCollator, prompt_length
-from explainmyxray.model.loss import report_loss
+from explainmyxray.model.inputs import TrainingCollator, prompt_length
 from explainmyxray.settings import load_settings
+from explainmyxray.training import memory
+from explainmyxray.training.loss import report_loss
 from measure import held, peak
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
     estimate = memory.budget(settings, before, inputs["labels"].shape[1] - before)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     if checkpointing:
-        memory.recompute(model, kept=1)
+        memory.enable_gradient_checkpointing(model, kept=1)
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], fused=True
     )
@@ -90,10 +90,10 @@ def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
         match=r"needs about 3\.\d GiB and 3\.2 are free: train.per_device_train_batch_size=\d, "
         r"train.gradient_accumulation_steps=\d+,",
     ):
-        memory.layers_kept(large, 260, 124)
+        memory.plan_checkpointing(large, 260, 124)
     free(monkeypatch, 1.0)
     with pytest.raises(UserError, match="no setting makes this model fit"):
-        memory.layers_kept(large, 260, 124)
+        memory.plan_checkpointing(large, 260, 124)
 
 
 def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypatch):
@@ -101,13 +101,13 @@ def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypat
     kept = []
     for gib in (3.6, 8, 14.5, 40):
         free(monkeypatch, gib)
-        kept.append(memory.layers_kept(auto, 260, 124))
+        kept.append(memory.plan_checkpointing(auto, 260, 124))
     assert 0 < kept[0] < kept[1] < kept[2] == kept[3] == 45
 
 
 def test_layers_that_are_kept_are_not_recomputed():
     model = add_lora(load_base(TINY.model, TINY.quantization), TINY.lora)
-    memory.recompute(model, kept=3)
+    memory.enable_gradient_checkpointing(model, kept=3)
     assert [layer.gradient_checkpointing for layer in memory.layers_of(model)] == [True] * 5 + [False] * 3
 
 
@@ -115,7 +115,7 @@ def test_a_frozen_tower_has_no_part_in_the_backward():
     settings = changed(TINY, "lora", target_modules=LANGUAGE_MODEL)
     assert [layer.saved for layer in memory.budget(settings, 70, 40).layers][:4] == [0] * 4
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
-    memory.recompute(model, kept=0)
+    memory.enable_gradient_checkpointing(model, kept=0)
     seen = []
     model.get_base_model().model.vision_tower.register_forward_hook(
         lambda module, args, out: seen.append(out.last_hidden_state)

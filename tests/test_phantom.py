@@ -5,7 +5,7 @@ import pytest
 
 from explainmyxray.sources import phantom, phantom_drawing
 from explainmyxray.sources.phantom_drawing import SIGNS, Build, draw
-from explainmyxray.studies import split_labels
+from explainmyxray.tables import split_labels
 
 
 def drawn(findings, seed=3, size=128) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from explainmyxray.pictures import gallery, page, plots
+from explainmyxray.pictures import gallery, gallery_page, plots
 from explainmyxray.reports.findings import FINDINGS
 
 LONG = "The cardiac silhouette is enlarged, $x_1$ and there is pleural_thickening^2 " * 12 + "w" * 200
@@ -84,7 +84,9 @@ def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, mon
 
 def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(page.Page, "write", lambda self, left, top, text, *_, **__: written.append(text))
+    monkeypatch.setattr(
+        gallery_page.Page, "write", lambda self, left, top, text, *_, **__: written.append(text)
+    )
     draw(cases, tmp_path)
     everything = "\n".join(written)
     assert (
@@ -101,7 +103,7 @@ def test_the_pixels_of_an_xray_are_shown_as_they_are(cases, tmp_path):
     draw(cases, tmp_path)
     with Image.open(tmp_path / "gallery.png") as image:
         shown = np.asarray(image.convert("L"))[
-            gallery.HEAD : gallery.HEAD + 224, page.MARGIN : page.MARGIN + 224
+            gallery.HEAD : gallery.HEAD + 224, gallery_page.MARGIN : gallery_page.MARGIN + 224
         ]
     with Image.open(tmp_path / "0.png") as image:
         assert (shown == np.asarray(image)).all()
@@ -123,12 +125,12 @@ def test_findings_of_names_found_missed_and_invented():
 
 def test_wrap_keeps_the_words_and_the_width():
     text = "There is enlargement of the cardiac silhouette. " * 3
-    lines = page.wrap(text, page.PLAIN, 200, 99)
+    lines = gallery_page.wrap(text, gallery_page.PLAIN, 200, 99)
     assert " ".join(lines) == text.strip()
-    assert all(page.text_width(line, page.PLAIN) <= 200 for line in lines)
-    assert "".join(page.wrap("w" * 90, page.PLAIN, 100, 99)) == "w" * 90
-    assert page.wrap("", page.PLAIN, 100, 99) == ["(nothing)"]
-    cut = page.wrap(text, page.PLAIN, 200, 2)
+    assert all(gallery_page.text_width(line, gallery_page.PLAIN) <= 200 for line in lines)
+    assert "".join(gallery_page.wrap("w" * 90, gallery_page.PLAIN, 100, 99)) == "w" * 90
+    assert gallery_page.wrap("", gallery_page.PLAIN, 100, 99) == ["(nothing)"]
+    cut = gallery_page.wrap(text, gallery_page.PLAIN, 200, 2)
     assert len(cut) == 2 and cut[-1].endswith("…") and cut[0] == lines[0]
 
 

@@ -11,7 +11,8 @@ import requests
 from tokenizers import Tokenizer
 
 from explainmyxray.outputs import replacing
-from explainmyxray.reports.writer import load_bank, write
+from explainmyxray.reports.templates import load_templates
+from explainmyxray.reports.writer import render_report
 from explainmyxray.settings import load_settings
 from test_reports import NIH, real_combinations
 
@@ -42,7 +43,7 @@ def test_every_report_fits_beside_its_image(gemma):
     """All label combinations of the real label file, each in its longest wording."""
     if not NIH.exists():
         pytest.skip(f"{NIH} is not here")
-    bank, settings = load_bank(), load_settings()
+    bank, settings = load_templates(), load_settings()
     tokens = cache(lambda text: len(gemma.encode(text, add_special_tokens=False).ids))
 
     class Wordiest(random.Random):
@@ -54,7 +55,7 @@ def test_every_report_fits_beside_its_image(gemma):
 
     assert gemma.get_vocab_size() == 256_000 and tokens("describe en\n") == PROMPT_TOKENS - 1
     reports = [
-        write(labels, bank, Wordiest(0), settings.reports.pertinent_negatives)
+        render_report(labels, bank, Wordiest(0), settings.reports.pertinent_negatives)
         for labels in real_combinations()
     ]
     longest = max(map(tokens, reports)) + 1  # and <eos>

@@ -1,4 +1,4 @@
-"""The reports: what the writer says, what the bank refuses, and that the labeler reads back what went in."""
+"""The reports: what the writer says, what the templates refuses, and that the labeler reads back what went in."""
 
 import csv
 import io
@@ -14,15 +14,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from explainmyxray.errors import UserError
-from explainmyxray.reports.bank import CLAIMED
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import present
-from explainmyxray.reports.writer import BANK, load_bank, write
-from explainmyxray.studies import COLUMNS, NO_FINDING, read_table, split_labels, write_table
+from explainmyxray.reports.labeler import positive_findings
+from explainmyxray.reports.templates import CLAIMED, TEMPLATES, load_templates
+from explainmyxray.reports.writer import render_report
+from explainmyxray.tables import COLUMNS, NO_FINDING, read_table, split_labels, write_table
 
 ROOT = Path(__file__).parents[1]
 NIH = ROOT.parent / "shared" / "real" / "nih_sample" / "sample_labels.csv"
-THE_BANK = load_bank()
+THE_BANK = load_templates()
 LONGEST_WORDS = 80  # the longest report of seven findings has about 105 Gemma tokens
 
 
@@ -38,7 +38,7 @@ def every_small_combination() -> list[frozenset[str]]:
 
 
 def a_report(labels, seed=0, negatives=2) -> str:
-    return write(labels, THE_BANK, random.Random(f"{seed}:{sorted(labels)}"), negatives)
+    return render_report(labels, THE_BANK, random.Random(f"{seed}:{sorted(labels)}"), negatives)
 
 
 # What the writer says
@@ -48,7 +48,9 @@ def test_one_seed_one_text():
     for labels in every_small_combination()[:120]:
         assert a_report(labels) == a_report(labels) == a_report(sorted(labels, reverse=True))
     assert len({a_report({"Effusion"}, seed) for seed in range(200)}) > 50
-    assert write([], THE_BANK, random.Random(1), 2) == write([NO_FINDING], THE_BANK, random.Random(1), 2)
+    assert render_report([], THE_BANK, random.Random(1), 2) == render_report(
+        [NO_FINDING], THE_BANK, random.Random(1), 2
+    )
 
 
 def test_form():
@@ -69,7 +71,7 @@ def sentences(text: str) -> list[str]:
 
 
 def contradictions(text: str, labels) -> list[str]:
-    """Sentences that deny, or call normal, what `labels` hold or hint at. Spelled out here, apart from the bank."""
+    """Sentences that deny, or call normal, what `labels` hold or hint at. Spelled out here, apart from the templates."""
     outside = {"Cardiomegaly", "Effusion", "Hernia", "Pleural_Thickening", "Pneumothorax"}
     never = {
         "heart": {"Cardiomegaly"},
@@ -119,15 +121,15 @@ def test_unknown_label():
 
 
 def test_every_wording_reads_back():
-    bank, wrong = THE_BANK, []
-    for name, finding in bank.findings.items():
+    templates, wrong = THE_BANK, []
+    for name, finding in templates.findings.items():
         texts = [*finding.sentences, *(f"Impression: {each}." for each in finding.impression)]
-        wrong += [(name, text, sorted(present(text))) for text in texts if present(text) != {name}]
-    silent = [each for normal in bank.normal.values() for each in normal.sentences]
-    silent += [f"Impression: {each}." for each in bank.no_finding.impression]
-    denied = [each.phrase for each in bank.negatives.phrases.values()]
-    silent += [frame.replace("{negatives}", each) for frame in bank.negatives.frames for each in denied]
-    wrong += [("none", text, sorted(present(text))) for text in silent if present(text)]
+        wrong += [(name, text, sorted(positive_findings(text))) for text in texts if positive_findings(text) != {name}]
+    silent = [each for normal in templates.normal.values() for each in normal.sentences]
+    silent += [f"Impression: {each}." for each in templates.no_finding.impression]
+    denied = [each.phrase for each in templates.negatives.phrases.values()]
+    silent += [frame.replace("{negatives}", each) for frame in templates.negatives.frames for each in denied]
+    wrong += [("none", text, sorted(positive_findings(text))) for text in silent if positive_findings(text)]
     assert not wrong
 
 
@@ -136,17 +138,17 @@ def test_every_combination_reads_back():
     pairs = [labels for labels in every_small_combination() if len(labels) < 3]
     for labels in {*pairs, *real_combinations(), frozenset(FINDINGS)}:
         texts = [a_report(labels, seed, negatives=2 + 2 * (seed % 2)) for seed in range(4)]
-        wrong += [(sorted(labels), text, sorted(present(text))) for text in texts if present(text) != labels]
+        wrong += [(sorted(labels), text, sorted(positive_findings(text))) for text in texts if positive_findings(text) != labels]
     assert not wrong[:5]
 
 
-# What the bank refuses
+# What the templates refuses
 
 
 def bank_file(folder: Path, change) -> Path:
     """The template file with `change` done to its content."""
     yaml = YAML()
-    content = yaml.load(BANK)
+    content = yaml.load(TEMPLATES)
     change(content)
     out = io.StringIO()
     yaml.dump(content, out)
@@ -183,9 +185,11 @@ def bank_file(folder: Path, change) -> Path:
     ("a Pleural Effusion is seen.", "stands at findings.Effusion.sentences too"),
 ])  # fmt: skip
 def test_bad_wording_is_refused_by_name(tmp_path, wording, problem):
-    path = bank_file(tmp_path, lambda bank: bank["findings"]["Effusion"]["sentences"].append(wording))
+    path = bank_file(
+        tmp_path, lambda templates: templates["findings"]["Effusion"]["sentences"].append(wording)
+    )
     with pytest.raises(UserError) as refused:
-        load_bank(path)
+        load_templates(path)
     assert str(path) in str(refused.value) and f"findings.Effusion.sentences {wording!r}" in str(
         refused.value
     )
@@ -211,17 +215,19 @@ def test_bad_wording_is_refused_by_name(tmp_path, wording, problem):
 def test_bad_entry_is_refused_by_name(tmp_path, change, problem):
     path = bank_file(tmp_path, change)
     with pytest.raises(UserError) as refused:
-        load_bank(path)
+        load_templates(path)
     assert str(path) in str(refused.value) and problem in str(refused.value)
 
 
 def test_a_new_wording_is_enough(tmp_path):
     path = bank_file(
-        tmp_path, lambda bank: bank["findings"]["Effusion"]["sentences"].append("Pleural fluid is noted.")
+        tmp_path,
+        lambda templates: templates["findings"]["Effusion"]["sentences"].append("Pleural fluid is noted."),
     )
-    bank = load_bank(path)
+    templates = load_templates(path)
     assert any(
-        "Pleural fluid is noted." in write({"Effusion"}, bank, random.Random(seed), 2) for seed in range(50)
+        "Pleural fluid is noted." in render_report({"Effusion"}, templates, random.Random(seed), 2)
+        for seed in range(50)
     )
 
 
@@ -233,9 +239,9 @@ def test_a_file_that_is_no_bank(tmp_path):
     ]:
         (tmp_path / "templates.yaml").write_text(content)
         with pytest.raises(UserError, match=problem):
-            load_bank(tmp_path / "templates.yaml")
+            load_templates(tmp_path / "templates.yaml")
     with pytest.raises(UserError, match="missing"):
-        load_bank(tmp_path / "nothing.yaml")
+        load_templates(tmp_path / "nothing.yaml")
 
 
 # The stage
@@ -255,7 +261,7 @@ def test_stage(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("60 reports, ")
     before = read_table(tmp_path / "data" / "reports.csv")
-    assert [present(text) for text in before["report"]] == [split_labels(each) for each in labels]
+    assert [positive_findings(text) for text in before["report"]] == [split_labels(each) for each in labels]
     run(tmp_path, [*labels, "Hernia"])
     after = read_table(tmp_path / "data" / "reports.csv")
     assert list(after["report"][:60]) == list(before["report"]), "another image changes no text"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import evaluate
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,12 +14,10 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-import evaluate
-from explainmyxray.outputs import rounded
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.scoring import bleu, card, findings, intervals, rouge
-from explainmyxray.scoring.parts import from_sums, parts, totals
-from explainmyxray.studies import join_labels, split_labels
+from explainmyxray.scoring import bleu, evaluation, finding_scores, intervals, rouge
+from explainmyxray.scoring.sufficient_statistics import metrics_from_statistics, parts, totals
+from explainmyxray.tables import join_labels, rounded, split_labels
 
 REPORTS = [
     "FINDINGS: The heart is enlarged. There is a small pleural effusion; no pneumothorax. IMPRESSION: 1. Cardiomegaly.",
@@ -48,7 +47,10 @@ def table(n: int, seed: int = 0, right: float = 0.6) -> pd.DataFrame:
     rows = []
     for row in range(n):
         labels = draw()
-        guesses = {name: labels if rng.random() < right else draw() for name in (card.MODEL, *card.BASELINES)}
+        guesses = {
+            name: labels if rng.random() < right else draw()
+            for name in (evaluation.MODEL, *evaluation.BASELINES)
+        }
         facts = {
             "image": f"{row}.png",
             "source": "phantom",
@@ -128,30 +130,30 @@ def test_findings_figures_equal_sklearn(true, predicted):
         return np.array([[name in each for name in FINDINGS] for each in sets])
 
     y, z = as_array(true), as_array(predicted)
-    counted = findings.counts(true, predicted).sum(0)
+    counted = finding_scores.counts(true, predicted).sum(0)
     expected = np.array(precision_recall_fscore_support(y, z, zero_division=0)).T
-    figures = findings.per_finding(counted)
+    figures = finding_scores.per_finding(counted)
     assert np.allclose([list(figures[name].values()) for name in FINDINGS], expected, atol=1e-12)
-    assert np.isclose(findings.micro_f1(counted), f1_score(y, z, average="micro", zero_division=0))
+    assert np.isclose(finding_scores.micro_f1(counted), f1_score(y, z, average="micro", zero_division=0))
     there = y.any(0)
     macro = (
         f1_score(y[:, there], z[:, there], average=None, zero_division=0).mean() if there.sum() > 1 else None
     )
-    assert macro is None or np.isclose(findings.macro_f1(counted), macro)
-    assert findings.exact(true, predicted).mean() == (y == z).all(1).mean()
+    assert macro is None or np.isclose(finding_scores.macro_f1(counted), macro)
+    assert finding_scores.exact(true, predicted).mean() == (y == z).all(1).mean()
 
 
 def test_findings_of_nothing_are_finite_and_complete():
     nothing = [frozenset()] * 3
-    counted = findings.counts(nothing, nothing).sum(0)
-    assert list(findings.per_finding(counted)) == list(FINDINGS)
-    assert findings.micro_f1(counted) == findings.macro_f1(counted) == 0
-    assert findings.exact(nothing, nothing).tolist() == [1, 1, 1]
+    counted = finding_scores.counts(nothing, nothing).sum(0)
+    assert list(finding_scores.per_finding(counted)) == list(FINDINGS)
+    assert finding_scores.micro_f1(counted) == finding_scores.macro_f1(counted) == 0
+    assert finding_scores.exact(nothing, nothing).tolist() == [1, 1, 1]
 
 
 def test_a_name_outside_the_14_is_refused():
     with pytest.raises(ValueError, match="No Finding"):
-        findings.counts([frozenset({"No Finding"})], [frozenset()])
+        finding_scores.counts([frozenset({"No Finding"})], [frozenset()])
 
 
 def test_confusion_pairs_what_was_missed_with_what_was_written_instead():
@@ -159,7 +161,7 @@ def test_confusion_pairs_what_was_missed_with_what_was_written_instead():
     predicted = [{"Edema", "Nodule"}, set(), {"Effusion"}, {"Hernia"}]
     instead = [("Mass", "Nodule"), ("Mass", "nothing"), ("nothing", "Effusion")]
     expected = [("Edema", "Edema"), *instead, ("Hernia", "Hernia")]
-    assert findings.confusion(map(frozenset, true), map(frozenset, predicted)) == expected
+    assert finding_scores.confusion(map(frozenset, true), map(frozenset, predicted)) == expected
 
 
 def test_resamples_draw_whole_patients():
@@ -181,10 +183,10 @@ def rows_of(frame: pd.DataFrame):
 def test_a_resample_scores_as_if_its_images_were_written_out():
     frame = table(40)
     drawn = intervals.weights(frame["patient"], 5, seed=3)
-    quick = from_sums(intervals.resampled(rows_of(frame), drawn))
+    quick = metrics_from_statistics(intervals.resampled(rows_of(frame), drawn))
     for sample, times in enumerate(drawn.astype(int)):
         written_out = frame.loc[frame.index.repeat(times)]
-        slow = from_sums(totals(rows_of(written_out)))
+        slow = metrics_from_statistics(totals(rows_of(written_out)))
         assert {name: pytest.approx(value[sample]) for name, value in quick.items()} == slow
         assert quick["bleu"][sample] == direct_bleu(
             written_out["generated"].tolist(), written_out["report"].tolist()
@@ -198,7 +200,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         patients = np.repeat(np.arange(60), 3)
         rows = {"value": of_patient[patients], "n": np.ones(180)}
         sums = intervals.resampled(rows, intervals.weights(patients, 400, trial))
-        interval = intervals.low_high(sums["value"] / sums["n"])
+        interval = intervals.confidence_interval(sums["value"] / sums["n"])
         hits += interval["low"] <= 0 <= interval["high"]
     assert 180 <= hits <= 199  # images drawn singly would give about 150
 
@@ -206,7 +208,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 @pytest.fixture(scope="module")
 def scored():
     frame = table(120)
-    return frame, card.score(frame, seed=42, bootstrap_samples=200, read=said)
+    return frame, evaluation.score(frame, seed=42, bootstrap_samples=200, read=said)
 
 
 def test_eval_json_is_what_the_design_says(scored):
@@ -217,7 +219,7 @@ def test_eval_json_is_what_the_design_says(scored):
     assert metrics["distinct_reports"] == frame["generated"].nunique()
     assert set(metrics["findings"]) == {"micro_f1", "macro_f1", "exact_match", "per_finding"}
     assert list(metrics["findings"]["per_finding"]) == list(FINDINGS)
-    assert list(metrics["baselines"]) == list(card.BASELINES)
+    assert list(metrics["baselines"]) == list(evaluation.BASELINES)
     for figures in metrics["baselines"].values():
         assert {"bleu", "rouge1", "rouge2", "rougeL", "findings", "distinct_reports"} <= set(figures)
         assert set(figures["findings"]) == {"micro_f1", "macro_f1", "exact_match"}
@@ -245,21 +247,21 @@ def test_slices_add_up_and_say_when_they_are_too_small(scored):
     assert set(slices["view"]) == {"PA", "AP"}  # unknown ones are in no slice
     for part in slices["view"].values():
         assert part["too_small"] == (part["n"] < 30)
-    alone = card.score(frame[frame["view"] == "PA"], 42, 10, read=said).metrics
+    alone = evaluation.score(frame[frame["view"] == "PA"], 42, 10, read=said).metrics
     assert slices["view"]["PA"]["micro_f1"] == pytest.approx(alone["findings"]["micro_f1"])
     assert "micro_f1" not in slices["findings"]["none"] and slices["findings"]["none"]["exact_match"] > 0
 
 
 def test_scoring_again_or_in_another_order_gives_the_same_metrics(scored):
     frame, result = scored
-    again = card.score(frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, read=said)
+    again = evaluation.score(frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, read=said)
     assert rounded(again.metrics) == rounded(result.metrics)
 
 
 def test_a_perfect_model_and_a_silent_one():
     frame = table(40)
     frame["generated"], frame["majority"] = frame["report"], ""
-    metrics = card.score(frame, 42, 50, read=said).metrics
+    metrics = evaluation.score(frame, 42, 50, read=said).metrics
     assert metrics["bleu"] == pytest.approx(100) and metrics["rougeL"] == 1
     assert metrics["findings"]["macro_f1"] == metrics["findings"]["exact_match"] == 1
     silent = metrics["baselines"]["majority"]
@@ -277,11 +279,11 @@ def test_order_goes_from_the_best_report_to_the_worst(scored):
 def test_repetition_is_counted():
     frame = table(10)
     frame["generated"] = ["The lungs are clear. The LUNGS are clear.", *["The lungs are clear."] * 9]
-    metrics = card.score(frame, 42, 10, read=said).metrics
+    metrics = evaluation.score(frame, 42, 10, read=said).metrics
     assert metrics["repetitive_reports"] == 1 and metrics["distinct_reports"] == 2
 
 
 def test_the_labeler_reads_the_reports_unless_told_otherwise():
     frame = table(6)
     frame["labels"], frame["generated"] = "Pneumothorax", "There is a pneumothorax. No pleural effusion."
-    assert card.score(frame, 42, 10).predicted == [frozenset({"Pneumothorax"})] * 6
+    assert evaluation.score(frame, 42, 10).predicted == [frozenset({"Pneumothorax"})] * 6

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.settings import Split
-from explainmyxray.splits import SPLITS, groups, make_splits
-from explainmyxray.studies import NO_FINDING, REPORT_COLUMNS, read_table, split_labels, write_table
+from explainmyxray.splits.make_splits import SPLITS, groups, make_splits
+from explainmyxray.tables import NO_FINDING, REPORT_COLUMNS, read_table, split_labels, write_table
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -32,11 +32,11 @@ GUIDE = {
     "stratify_by": "labels",
 }
 GUIDE["group_by"] = "patient"
-TOGETHER = {"patients": 0, "images": 0, "near_copies": 0, "test_images_of_train_patients": 0}
+TOGETHER = {"patients": 0, "images": 0, "near_duplicates": 0, "test_images_of_train_patients": 0}
 
 
 def table(rows) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["image", "patient", "labels", "sha256"]).assign(same_film="")
+    return pd.DataFrame(rows, columns=["image", "patient", "labels", "sha256"]).assign(near_duplicate_of="")
 
 
 def nih() -> pd.DataFrame:
@@ -194,19 +194,19 @@ def test_duplicates_and_blanks():
     ties = [("1", "x"), ("2", "x"), ("2", "y"), ("", ""), ("", "")]
     frame = table([(name, patient, "Mass", sha256) for name, (patient, sha256) in zip("abcde", ties)])
     assert list(groups(frame)) == [0, 0, 0, 1, 2]
-    assert list(groups(frame.assign(same_film=["c", "", "", "", "c"]))) == [0, 0, 0, 1, 0]
+    assert list(groups(frame.assign(near_duplicate_of=["c", "", "", "", "c"]))) == [0, 0, 0, 1, 0]
 
 
 def test_near_copies_stay_together_and_are_counted_where_they_do_not():
     rows = [(f"{i:03}.png", str(i), COMBINATIONS[i % 4], str(i)) for i in range(400)]
     frame = table(rows)
-    frame.loc[:199, "same_film"] = [
+    frame.loc[:199, "near_duplicate_of"] = [
         f"{i // 2 * 2:03}.png" for i in range(200)
     ]  # 100 films, each stored by two patients
     together = make_splits(frame, Split(**GUIDE), seed=1)[1]
-    assert together["shared"] == TOGETHER and together["plain"]["near_copies"] > 10
+    assert together["shared"] == TOGETHER and together["plain"]["near_duplicates"] > 10
     apart = make_splits(frame, Split(**GUIDE | {"group_by": "none"}), seed=1)[1]
-    assert apart["shared"]["near_copies"] == together["plain"]["near_copies"]
+    assert apart["shared"]["near_duplicates"] == together["plain"]["near_duplicates"]
 
 
 def test_empty_class_and_empty_split():

@@ -13,6 +13,7 @@ from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
 from explainmyxray.reports import writer
 from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.reports.templates import TEMPLATES, load_templates
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "tiny-paligemma"
 
@@ -81,7 +82,7 @@ def test_no_template_is_in_its_lessons(lessons):
     said = [words(sentence) for text in lessons for sentence in re.split(r"(?<=[.:;,]) ", text)]
     runs = {tuple(each[at : at + 7]) for each in said for at in range(len(each) - 6)}
     whole = {tuple(each) for each in said}
-    templates = [words(text) for text in strings(YAML(typ="safe").load(writer.BANK)) if len(words(text)) > 4]
+    templates = [words(text) for text in strings(YAML(typ="safe").load(TEMPLATES)) if len(words(text)) > 4]
     assert templates
     for each in templates:
         assert tuple(each) not in whole, each
@@ -91,9 +92,9 @@ def test_no_template_is_in_its_lessons(lessons):
 def test_no_lesson_is_a_sentence_of_a_report(english, lessons):
     """Of five words and more; an impression, a bare list of terms, is left out."""
     said = {" ".join(words(sentence)) for text in lessons for sentence in re.split(r"(?<=[.:]) ", text)}
-    rng, bank, names = random.Random(1), writer.load_bank(), list(english.FINDINGS)
+    rng, templates, names = random.Random(1), load_templates(), list(english.FINDINGS)
     for _ in range(3000):
-        report = writer.write(rng.sample(names, rng.randint(0, 3)), bank, rng, 2)
+        report = writer.render_report(rng.sample(names, rng.randint(0, 3)), templates, rng, 2)
         findings = report.removeprefix("Findings: ").split(" Impression: ")[0]
         for sentence in re.split(r"(?<=\.) ", findings):
             assert len(words(sentence)) < 5 or " ".join(words(sentence)) not in said, sentence

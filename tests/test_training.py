@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import PaliGemmaForConditionalGeneration
 
 from conftest import SMALL, run_stage, write_params
-from explainmyxray import familiar
+from explainmyxray import out_of_distribution
 from explainmyxray.errors import UserError
-from explainmyxray.model import training
+from explainmyxray.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path("models/adapter/adapter_model.safetensors")
@@ -24,7 +24,7 @@ def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
     PeftModel.from_pretrained(base, finished / "models/adapter")
     card = (finished / "models/adapter/README.md").read_text()
     assert "$" not in card and "Not a medical device" in card and "describe en" in card
-    assert familiar.load(finished / "models/adapter").limit > 0
+    assert out_of_distribution.load(finished / "models/adapter").limit > 0
     assert not (finished / "models/checkpoints").exists() or not any(
         (finished / "models/checkpoints").iterdir()
     )
@@ -95,13 +95,13 @@ class Killed(BaseException):
 
 def stop_at(monkeypatch, step: int, with_what) -> None:
     """Let the loss of `step` (counted from 1) be whatever `with_what` makes of it."""
-    real, calls = training.report_loss, iter(range(1, 10_000))
+    real, calls = trainer.report_loss, iter(range(1, 10_000))
 
     def loss(model, batch, tokens=None):
         value = real(model, batch, tokens)
         return with_what(value) if model.training and next(calls) == step else value
 
-    monkeypatch.setattr(training, "report_loss", loss)
+    monkeypatch.setattr(trainer, "report_loss", loss)
 
 
 def killed(value):
@@ -157,7 +157,7 @@ def test_early_stopping_stops_at_the_same_step_after_a_crash(workspace, monkeypa
         stop_at(patch, 8, killed)
         run_stage("train_qlora")
     with monkeypatch.context() as patch, pytest.raises(Killed):  # after the end of training
-        patch.setattr(training, "check_best", lambda *args: killed(None))
+        patch.setattr(trainer, "check_best", lambda *args: killed(None))
         run_stage("train_qlora")
     run_stage("train_qlora")
     same_outputs(workspace, workspace / "whole")
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_old_adapter(work
 
 
 def test_a_gradient_that_is_not_finite_stops_at_once(workspace, monkeypatch):
-    real = training.report_loss
+    real = trainer.report_loss
 
     def loss(model, batch, tokens=None):
         weight = next(weight for weight in model.parameters() if weight.requires_grad)
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_stops_at_once(workspace, monkeypatch):
             real(model, batch, tokens) + torch.sqrt(weight - weight.detach()).sum()
         )  # 0, with the slope of a root at 0
 
-    monkeypatch.setattr(training, "report_loss", loss)
+    monkeypatch.setattr(trainer, "report_loss", loss)
     with pytest.raises(UserError, match=r"norm of the gradients is inf at step 1: try bfloat16"):
         run_stage("train_qlora")
 

@@ -39,7 +39,7 @@ sys.path.insert(0, str(HERE.parents[1] / "stages"))
 
 import english  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
-from explainmyxray.studies import split_labels  # noqa: E402
+from explainmyxray.tables import split_labels  # noqa: E402
 
 FINDINGS = tuple(english.CORPUS["findings"])
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from explainmyxray.outputs import write_metrics
+from explainmyxray.tables import write_metrics
 
 RUNTIME = Path("metrics/runtime.json")  # not in git
 

@@ -18,11 +18,11 @@ sys.path.append(str(ROOT / "stages"))
 
 from transformers.utils import logging  # noqa: E402
 
+from explainmyxray.generation import generate  # noqa: E402
 from explainmyxray.model.adapter import load_adapter  # noqa: E402
 from explainmyxray.model.base import load_base, load_processor  # noqa: E402
-from explainmyxray.model.generation import generate  # noqa: E402
 from explainmyxray.settings import load_settings  # noqa: E402
-from explainmyxray.studies import read_table  # noqa: E402
+from explainmyxray.tables import read_table  # noqa: E402
 
 IMAGES, ROUNDS = Path("data/images"), 3
 

@@ -19,7 +19,7 @@ from transformers import PaliGemmaForConditionalGeneration
 
 import paligemma_3b
 from explainmyxray.model.base import device
-from explainmyxray.model.loss import LossInParts
+from explainmyxray.training.loss import ChunkedCrossEntropy
 from measure import peak
 
 TOKENS, ROUNDS = 4 * 124, 3
@@ -38,7 +38,7 @@ def main() -> None:
         "all at once": lambda: F.cross_entropy(
             base.lm_head(states).float(), told, reduction="sum"
         ).backward(),
-        "in parts": lambda: LossInParts.apply(states, told, base).backward(),
+        "in parts": lambda: ChunkedCrossEntropy.apply(states, told, base).backward(),
     }
     seconds = {name: min(timed(way) for _ in range(ROUNDS)) for name, way in ways.items()}
     peaks = {name: most(way) / 2**30 for name, way in ways.items()}

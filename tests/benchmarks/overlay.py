@@ -24,9 +24,9 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from explainmyxray.explaining.attribution import grid, look  # noqa: E402
 from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
-from explainmyxray.explaining.overlay import grid, look  # noqa: E402
-from explainmyxray.model.generation import greedy  # noqa: E402
+from explainmyxray.generation import generate_batch  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
 from signs import touched  # noqa: E402
 
@@ -43,7 +43,7 @@ def main() -> None:
     for film in tqdm(films, desc="pointing", unit="phantom", mininterval=5):
         signs, image = touched(film, side), film.read()
         drawn.update(signs.keys())
-        (report,) = greedy(explainer.model, explainer.processor, [image], explainer.how)
+        (report,) = generate_batch(explainer.model, explainer.processor, [image], explainer.how)
         looks = look(explainer.model, explainer.processor, image, report, explainer.how.batch_size)
         rows += [
             points(finding, signs[finding], looks[finding], usual[finding][0])

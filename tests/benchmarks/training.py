@@ -39,13 +39,17 @@ from transformers import (  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 import paligemma_3b  # noqa: E402
-from explainmyxray.model import memory  # noqa: E402
 from explainmyxray.model.adapter import add_lora  # noqa: E402
 from explainmyxray.model.base import compute_dtype, device, load_base, load_processor  # noqa: E402
-from explainmyxray.model.batches import ReportDataset, TrainingCollator, prompt_text  # noqa: E402
-from explainmyxray.model.training import ReportTrainer  # noqa: E402
+from explainmyxray.model.inputs import (  # noqa: E402
+    TrainingCollator,
+    prompt_text,
+)
 from explainmyxray.settings import Settings, load_settings  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
+from explainmyxray.training import memory  # noqa: E402
+from explainmyxray.training.batches import ReportDataset  # noqa: E402
+from explainmyxray.training.trainer import ReportTrainer  # noqa: E402
 from measure import held, peak  # noqa: E402
 
 TINY = ROOT / "models/tiny-paligemma"
@@ -87,16 +91,16 @@ def run(folder: Path, options) -> None:
     }
     ways = {
         "plain, films": lambda steps: train(
-            Trainer, model, settings, steps, options, recompute=None, **plain["films"]
+            Trainer, model, settings, steps, options, enable_gradient_checkpointing=None, **plain["films"]
         ),
         "plain, prepared": lambda steps: train(
-            Trainer, model, settings, steps, options, recompute=None, **plain["prepared"]
+            Trainer, model, settings, steps, options, enable_gradient_checkpointing=None, **plain["prepared"]
         ),
         "this repository": lambda steps: train(
-            ReportTrainer, model, settings, steps, options, recompute=fewest, **mine
+            ReportTrainer, model, settings, steps, options, enable_gradient_checkpointing=fewest, **mine
         ),
         "with auto": lambda steps: train(
-            ReportTrainer, model, settings, steps, options, recompute=kept, **mine
+            ReportTrainer, model, settings, steps, options, enable_gradient_checkpointing=kept, **mine
         ),
     }
     measured = {name: [way(options.steps) for _ in range(1)] for name, way in ways.items()}  # warms up
@@ -186,15 +190,15 @@ class Clock(TrainerCallback):
 
 
 def train(
-    kind, model, settings: Settings, steps: int, options, recompute: int | None, **data
+    kind, model, settings: Settings, steps: int, options, enable_gradient_checkpointing: int | None, **data
 ) -> tuple[float, int]:
     """Seconds an image, and the peak of the GPU's memory in bytes (0 on a CPU), of `steps` optimizer steps."""
-    if recompute is None:
+    if enable_gradient_checkpointing is None:
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )  # as Trainer does
     else:
-        memory.recompute(model, recompute)
+        memory.enable_gradient_checkpointing(model, enable_gradient_checkpointing)
     t = settings.train
     clock, images = Clock(), t.per_device_train_batch_size * t.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as folder:

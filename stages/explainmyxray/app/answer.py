@@ -5,9 +5,9 @@ import binascii
 
 from explainmyxray.app.sheet import problem, sheet
 from explainmyxray.errors import UserError
-from explainmyxray.explaining.explain import Explainer
-from explainmyxray.explaining.films import open_film
-from explainmyxray.explaining.overlay import look
+from explainmyxray.explaining.attribution import look
+from explainmyxray.explaining.explainer import Explainer
+from explainmyxray.images.dicom import open_film
 
 
 def answer(explainer: Explainer, upload: str) -> str:

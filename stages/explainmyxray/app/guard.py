@@ -4,9 +4,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from explainmyxray.sources.archive import MAX_MEMBER_BYTES
+from explainmyxray.images.decoding import MAX_FILE_BYTES
 
-MAX_BODY_BYTES = MAX_MEMBER_BYTES * 4 // 3 + 2**16  # a file in base64, and what Gradio says beside it
+MAX_BODY_BYTES = MAX_FILE_BYTES * 4 // 3 + 2**16  # a file in base64, and what Gradio says beside it
 TO_DISK = "/upload"  # Gradio's own way for files; the page sends them in its requests instead
 HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'",
@@ -48,5 +48,5 @@ def refusal(method: str, path: str, headers: Headers) -> PlainTextResponse | Non
     ):  # a body of unknown length has no bound; the server itself holds one to the length that it says
         return PlainTextResponse("a request must say how long it is", 411)
     if int(length) > MAX_BODY_BYTES:
-        return PlainTextResponse(f"a file may have {MAX_MEMBER_BYTES // 2**20} MiB at most", 413)
+        return PlainTextResponse(f"a file may have {MAX_FILE_BYTES // 2**20} MiB at most", 413)
     return None

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from explainmyxray.app.examples import examples
 from explainmyxray.app.guard import Guard
 from explainmyxray.app.sheet import uri
-from explainmyxray.sources.archive import MAX_MEMBER_BYTES
+from explainmyxray.images.decoding import MAX_FILE_BYTES
 
 HERE = Path(__file__).parent
 WAITING = 64  # requests in the queue; more are told to come back
@@ -44,7 +44,7 @@ def page(answer: Callable[[str], str]) -> gr.Blocks:
                     html_template=_drop(),
                     js_on_load=(HERE / "page.js").read_text(),
                     elem_id="drop",
-                    limit=MAX_MEMBER_BYTES,
+                    limit=MAX_FILE_BYTES,
                 )
             with gr.Column(scale=1, min_width=600):
                 shown = gr.HTML(EMPTY, elem_id="shown", min_height=560, js_on_load=FIRST)
@@ -78,7 +78,7 @@ def launch(blocks: gr.Blocks, host: str, port: int | None) -> str:
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
-        max_file_size=MAX_MEMBER_BYTES,
+        max_file_size=MAX_FILE_BYTES,
     )
     return address
 
@@ -94,5 +94,5 @@ def _drop() -> str:
         (HERE / "drop.html")
         .read_text()
         .replace("{thumbnails}", thumbnails)
-        .replace("{limit}", str(MAX_MEMBER_BYTES // 2**20))
+        .replace("{limit}", str(MAX_FILE_BYTES // 2**20))
     )

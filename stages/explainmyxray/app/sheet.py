@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from explainmyxray.explaining.explain import NOTICE, Explanation
-from explainmyxray.explaining.overlay import Look
+from explainmyxray.explaining.attribution import Look
+from explainmyxray.explaining.explainer import NOTICE, Explanation
 
 SHOWN_SIDE = 1024  # pixels; a larger film is shrunk to be shown
 HEAT = (

@@ -2,8 +2,8 @@
 
 from transformers.utils import logging
 
-from explainmyxray import familiar
-from explainmyxray.explaining.explain import Explainer
+from explainmyxray import out_of_distribution
+from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -19,5 +19,10 @@ def load(adapter: str, samples: int) -> Explainer:
     base = check_base(tuned_base(folder, settings.model))
     model = load_adapter(load_base(base, settings.quantization), folder)
     return Explainer(
-        model, load_processor(base), familiar.load(folder), settings.evaluate, settings.seed, samples
+        model,
+        load_processor(base),
+        out_of_distribution.load(folder),
+        settings.evaluate,
+        settings.seed,
+        samples,
     )

@@ -28,7 +28,7 @@ from transformers import (
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
-from explainmyxray.model.four_bits import exact_on_cpu
+from explainmyxray.model.four_bit import exact_on_cpu
 
 
 def device() -> torch.device:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from explainmyxray.pictures.page import (
+from explainmyxray.pictures.gallery_page import (
     BOLD,
     MARGIN,
     MARKS,
@@ -19,7 +19,7 @@ from explainmyxray.pictures.page import (
     wrap,
 )
 from explainmyxray.pictures.style import GREY, NOTE, picture
-from explainmyxray.studies import split_labels
+from explainmyxray.tables import split_labels
 
 GAP = 24  # pixels
 COLUMN = (WIDTH - 2 * MARGIN - XRAY - 2 * GAP) // 2
@@ -38,7 +38,7 @@ def draw_gallery(
     """Draw `n` cases, best, median and worst, as a PNG 1000 pixels wide.
 
     `predicted` are the findings read from each row's generated report, `order` the rows from best to worst
-    (`scoring.card.Card`), `images` the folder that the column `image` is relative to. Raises OSError where an image is
+    (`scoring.evaluation.Evaluation`), `images` the folder that the column `image` is relative to. Raises OSError where an image is
     missing.
     """
     cases = [(kind, *_laid_out(predictions.iloc[row], predicted[row])) for kind, row in choose(order, n)]

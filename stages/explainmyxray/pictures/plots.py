@@ -1,4 +1,4 @@
-"""The pictures of the figures: F1 per finding, and the model beside its baselines. Drawn from `scoring.card.Card`."""
+"""The pictures of the figures: F1 per finding, and the model beside its baselines. Drawn from `scoring.evaluation.Evaluation`."""
 
 from pathlib import Path
 

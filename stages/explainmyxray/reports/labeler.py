@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ruamel.yaml import YAML
 
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.studies import NO_FINDING
+from explainmyxray.tables import NO_FINDING
 
 VOCABULARY = YAML(typ="safe").load(Path(__file__).with_name("vocabulary.yaml"))
 RANK = {"absent": 0, "uncertain": 1, "present": 2}
@@ -109,7 +109,7 @@ def label(text: str) -> dict[str, str]:
     return labels
 
 
-def present(text: str) -> frozenset[str]:
+def positive_findings(text: str) -> frozenset[str]:
     """The findings that a report says are there; uncertain ones are not among them."""
     return frozenset(finding for finding, status in label(text).items() if status == "present") - {NO_FINDING}
 

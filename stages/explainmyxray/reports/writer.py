@@ -1,26 +1,20 @@
-"""Writes a report from labels and the wordings of `templates.yaml`, which it checks first.
+"""Writes a report from labels and the wordings of `templates.yaml`, which `templates` has checked.
 
 A report has the two classic parts on one line, `Findings: … Impression: …`. It never looks at the labeler.
 """
 
 import random
 from collections.abc import Iterable
-from pathlib import Path
 
 from explainmyxray.errors import UserError
-from explainmyxray.reports.bank import Bank, check
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.studies import NO_FINDING
-
-BANK = Path(__file__).with_name("templates.yaml")
-
-
-def load_bank(path: str | Path = BANK) -> Bank:
-    """Read and check the wordings. Raises UserError with one line that names the file and each bad entry."""
-    return check(path)
+from explainmyxray.reports.templates import ReportTemplates
+from explainmyxray.tables import NO_FINDING
 
 
-def write(labels: Iterable[str], bank: Bank, rng: random.Random, pertinent_negatives: int) -> str:
+def render_report(
+    labels: Iterable[str], templates: ReportTemplates, rng: random.Random, pertinent_negatives: int
+) -> str:
     """One report for an image with `labels`; none, or `No Finding`, is a normal one. Their order is no matter.
 
     Denies at most `pertinent_negatives` findings by name. Raises UserError for a label that is no finding.
@@ -28,37 +22,37 @@ def write(labels: Iterable[str], bank: Bank, rng: random.Random, pertinent_negat
     there = frozenset(labels) - {NO_FINDING}
     if unknown := sorted(there - set(FINDINGS)):
         raise UserError(f"{', '.join(unknown)}: no finding; there are {', '.join(FINDINGS)}")
-    present = [name for name in bank.findings if name in there]
-    sentences = [rng.choice(bank.findings[name].sentences) for name in present]
-    if len(present) <= bank.full_up_to:
-        sentences += _normal(there, bank, rng) + _negatives(present, bank, rng, pertinent_negatives)
-    return f"Findings: {' '.join(sentences)} Impression: {_impression(there, bank, rng)}"
+    present = [name for name in templates.findings if name in there]
+    sentences = [rng.choice(templates.findings[name].sentences) for name in present]
+    if len(present) <= templates.full_up_to:
+        sentences += _normal(there, templates, rng) + _negatives(present, templates, rng, pertinent_negatives)
+    return f"Findings: {' '.join(sentences)} Impression: {_impression(there, templates, rng)}"
 
 
-def _normal(there: frozenset[str], bank: Bank, rng: random.Random) -> list[str]:
-    return [rng.choice(each.sentences) for each in bank.normal.values() if not there & set(each.unless)]
+def _normal(there: frozenset[str], templates: ReportTemplates, rng: random.Random) -> list[str]:
+    return [rng.choice(each.sentences) for each in templates.normal.values() if not there & set(each.unless)]
 
 
-def deniable(present: list[str], bank: Bank) -> list[str]:
+def deniable(present: list[str], templates: ReportTemplates) -> list[str]:
     """The findings that a report of `present` may deny: they matter beside one of `present` and contradict none."""
-    relevant = {name for each in present for name in bank.findings[each].pertinent}
-    relevant = relevant if present else set(bank.no_finding.pertinent)
-    phrases = bank.negatives.phrases
+    relevant = {name for each in present for name in templates.findings[each].pertinent}
+    relevant = relevant if present else set(templates.no_finding.pertinent)
+    phrases = templates.negatives.phrases
     return [name for name in phrases if name in relevant and not {name, *phrases[name].unless} & set(present)]
 
 
-def _negatives(present: list[str], bank: Bank, rng: random.Random, most: int) -> list[str]:
-    pool = deniable(present, bank)
+def _negatives(present: list[str], templates: ReportTemplates, rng: random.Random, most: int) -> list[str]:
+    pool = deniable(present, templates)
     denied = set(rng.sample(pool, min(most, len(pool))))
     if not denied:
         return []
-    phrases = [bank.negatives.phrases[name].phrase for name in pool if name in denied]
-    return [rng.choice(bank.negatives.frames).replace("{negatives}", _join(phrases, "or"))]
+    phrases = [templates.negatives.phrases[name].phrase for name in pool if name in denied]
+    return [rng.choice(templates.negatives.frames).replace("{negatives}", _join(phrases, "or"))]
 
 
-def _impression(there: frozenset[str], bank: Bank, rng: random.Random) -> str:
-    phrases = [rng.choice(bank.findings[name].impression) for name in bank.urgency if name in there]
-    text = _join(phrases, "and") if phrases else rng.choice(bank.no_finding.impression)
+def _impression(there: frozenset[str], templates: ReportTemplates, rng: random.Random) -> str:
+    phrases = [rng.choice(templates.findings[name].impression) for name in templates.urgency if name in there]
+    text = _join(phrases, "and") if phrases else rng.choice(templates.no_finding.impression)
     return f"{text[0].upper()}{text[1:]}."
 
 

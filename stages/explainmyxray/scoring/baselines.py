@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from explainmyxray.errors import UserError
-from explainmyxray.scoring import findings
+from explainmyxray.scoring import finding_scores
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation, on standardised features
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5)  # a rare finding seldom reaches one half
@@ -80,7 +80,7 @@ def _choose(features, labels, groups, seed) -> tuple[float, float]:
     for strength in STRENGTHS:
         predict = _fit_predict(features[fit], [labels[row] for row in fit], features[held], strength)
         for threshold in THRESHOLDS:
-            score = float(findings.micro_f1(findings.counts(true, predict(threshold)).sum(0)))
+            score = float(finding_scores.micro_f1(finding_scores.counts(true, predict(threshold)).sum(0)))
             best = max(best, (score, -strength, threshold))  # of equals the simpler and the more cautious
     return -best[1], best[2]
 

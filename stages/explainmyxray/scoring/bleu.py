@@ -5,10 +5,9 @@ Papineni et al. 2002; the settings and their signature are sacreBLEU's defaults 
 """
 
 import datasets
+import evaluate
 import numpy as np
 from sacrebleu.metrics import BLEU
-
-import evaluate
 
 DESCRIPTION = "Corpus BLEU of sacreBLEU, 0 to 100, one reference for each prediction."
 

@@ -1,7 +1,7 @@
 """95 % percentile bootstrap over patients (Efron & Tibshirani 1993, chapter 13).
 
 The images of one patient resemble each other, so patients are drawn, with all their images, not images. Every figure is
-a function of sums over images (`parts.from_sums`), so a resample is a row of weights times a table of sums: 10,000 take
+a function of sums over images (`parts.metrics_from_statistics`), so a resample is a row of weights times a table of sums: 10,000 take
 seconds. The same weights serve every system, so that differences between two of them are paired.
 """
 
@@ -27,7 +27,7 @@ def resampled(parts: dict[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.n
     return {name: np.tensordot(drawn, part.astype(float), axes=1) for name, part in parts.items()}
 
 
-def low_high(values: np.ndarray) -> dict[str, float]:
+def confidence_interval(values: np.ndarray) -> dict[str, float]:
     """The middle 95 % of a figure's values over the resamples, (samples,)."""
     low, high = np.quantile(values, [0.025, 0.975])
     return {"low": float(low), "high": float(high)}

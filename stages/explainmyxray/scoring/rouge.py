@@ -4,10 +4,9 @@ ROUGE is Lin 2004; `rouge_score` is Google's implementation. F-measures, no stem
 """
 
 import datasets
+import evaluate
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
-
-import evaluate
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 DESCRIPTION = (

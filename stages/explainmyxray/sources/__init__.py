@@ -1,6 +1,6 @@
 """Sources of films: each says which images it offers and what it knows of them; nothing is decoded before `read`.
 
-A new source is a module with films of its own and a branch in `offered`.
+A new source is a module with films of its own and a branch in `load_source`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Film:
         raise NotImplementedError
 
 
-def offered(data: "settings.Data", seed: int) -> tuple[list[Film], dict[str, dict]]:
+def load_source(data: "settings.Data", seed: int) -> tuple[list[Film], dict[str, dict]]:
     """The films of `data.source`, and for each of their data sets an account of what else was found, in numbers.
 
     Raises UserError where the source cannot be had or is broken as a whole.

@@ -4,61 +4,22 @@ A member that cannot be used raises `BadImage` with one of `REASONS`; an archive
 """
 
 import errno
-import io
 import os
 import re
 import stat
-import struct
-import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from explainmyxray.errors import UserError
+from explainmyxray.images.decoding import BROKEN_FILE_ERRORS, MAX_FILE_BYTES, BadImage, decode
 from explainmyxray.sources import Film
 
-MAX_MEMBER_BYTES = 64 * 2**20  # the largest file of the two data sets has under 3 MB
 MAX_RATIO = 200  # of unpacked to packed size, from 1 MiB on; images hardly shrink, bombs do by 1,000
-MAX_PIXELS = 50_000_000  # the largest film of NIH's originals has 3056 x 2544, under 8 million
-REASONS = (
-    "unsafe_name",
-    "symlink",
-    "encrypted",
-    "unknown_compression",
-    "too_large",
-    "zip_bomb",
-    "unreadable",  # the member
-    "empty",
-    "not_an_image",
-    "too_many_pixels",
-    "truncated",
-    "damaged",  # the image
-    "unknown_name",
-    "name_taken",  # its name
-)
-BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ValueError,
-    OverflowError,
-    RuntimeError,
-    MemoryError,
-)
-
-
-class BadImage(Exception):
-    """A member that is no usable image; `reason` is one of `REASONS`."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+BROKEN = (zipfile.BadZipFile, *BROKEN_FILE_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -87,7 +48,7 @@ def refusal(info: zipfile.ZipInfo) -> str | None:
         return "encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA can ask for gigabytes
         return "unknown_compression"
-    if info.file_size > MAX_MEMBER_BYTES:
+    if info.file_size > MAX_FILE_BYTES:
         return "too_large"
     if info.file_size > max(2**20, MAX_RATIO * info.compress_size):
         return "zip_bomb"
@@ -125,47 +86,6 @@ def first_unreadable(path: str | Path) -> str | None:
             if bad.reason == "unreadable":
                 return info.filename
     return None
-
-
-def decode(data: bytes) -> Image.Image:
-    """A JPEG or PNG file, by content and whatever its name, as an upright 8-bit greyscale image without alpha.
-
-    Raises BadImage. The number of pixels is bounded before any is decoded.
-    """
-    if not data:
-        raise BadImage("empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's own pixel limit, above this one, and remarks on metadata
-            image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage("too_many_pixels")
-            image.load()
-            return greyscale(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise BadImage("not_an_image") from None
-    except Image.DecompressionBombError:
-        raise BadImage("too_many_pixels") from None
-    except (
-        OSError,
-        SyntaxError,
-        LookupError,
-        TypeError,
-        *BROKEN,
-    ) as error:  # Pillow's ways to say "broken file"
-        raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from None
-
-
-def greyscale(image: Image.Image) -> Image.Image:
-    """`image` in mode L. 16 bits are scaled (65535 is white), not clipped as Pillow does; alpha is left out."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode in ("P", "PA", "CMYK"):
-        image = image.convert("RGB")
-    return image.convert("L")
 
 
 def _opened(path: str | Path) -> zipfile.ZipFile:

@@ -9,9 +9,10 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from explainmyxray.errors import UserError
+from explainmyxray.images.decoding import REASONS, BadImage
 from explainmyxray.sources import kaggle_download
-from explainmyxray.sources.archive import REASONS, ArchiveFilm, BadImage, members, read_member, refusal
-from explainmyxray.studies import NO_FINDING, join_labels
+from explainmyxray.sources.archive import ArchiveFilm, members, read_member, refusal
+from explainmyxray.tables import NO_FINDING, join_labels
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LABEL_FILE = "sample_labels.csv"

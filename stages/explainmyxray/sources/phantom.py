@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from explainmyxray.sources import Film
 from explainmyxray.sources.phantom_drawing import Build, draw
-from explainmyxray.studies import split_labels
+from explainmyxray.tables import split_labels
 
 if TYPE_CHECKING:
     from explainmyxray import settings

@@ -17,7 +17,7 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import compute_dtype, hub_errors
-from explainmyxray.model.loss import ENTRIES
+from explainmyxray.training.loss import MAX_CHUNK_LOGITS
 
 SLACK = 1.1
 BLOCK, BLOCKS = (
@@ -64,7 +64,7 @@ class Budget:
     def kept(self, checkpointing: bool | str, free: float) -> int:
         """How many layers, from the last, keep what their backward needs: all, one, or for `auto` as many as `free` bytes hold.
 
-        The last layer's backward follows its forward at once: to recompute it would win nothing.
+        The last layer's backward follows its forward at once: to enable_gradient_checkpointing it would win nothing.
         """
         if checkpointing == "auto":
             return max(
@@ -74,7 +74,7 @@ class Budget:
         return 1 if checkpointing else len(self.layers)
 
 
-def layers_kept(s: settings.Settings, before: int, report: int) -> int:
+def plan_checkpointing(s: settings.Settings, before: int, report: int) -> int:
     """How many layers are not to be recomputed. Raises UserError where a step is too large for this device, with what would fit."""
     found, free = budget(s, before, report), free_memory()
     needed = found.needed(s.train.gradient_checkpointing)
@@ -92,7 +92,7 @@ def layers_kept(s: settings.Settings, before: int, report: int) -> int:
     return kept
 
 
-def recompute(model, kept: int) -> None:
+def enable_gradient_checkpointing(model, kept: int) -> None:
     """Gradient checkpointing for all layers of `model` but the last `kept`."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.get_base_model().disable_input_require_grads()  # or a frozen tower has a backward, for nothing
@@ -145,7 +145,7 @@ def budget(s: settings.Settings, before: int, report: int) -> Budget:
         weights=weights(model, s.quantization),
         adapter=trained
         * (4 + 4 + (2 if "8bit" in s.train.optim else 8)),  # float32 weights, gradients, Adam's two moments
-        logits=LOGIT * min(batch * report * config.text_config.vocab_size, ENTRIES),
+        logits=LOGIT * min(batch * report * config.text_config.vocab_size, MAX_CHUNK_LOGITS),
         workspace=max(
             linear.weight.numel() for linear in linears if linear is not model.get_output_embeddings()
         )

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from explainmyxray.model.batches import IGNORED
+from explainmyxray.model.inputs import IGNORE_INDEX
 
-ENTRIES = 2**25  # of logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with gradient
+MAX_CHUNK_LOGITS = 2**25  # of logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with gradient
 
 
 def report_loss(
@@ -24,7 +24,7 @@ def report_loss(
     """
     base, states, told = _before_tokens(model, batch)
     frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
-    total = LossInParts.apply(states, told, base) if frozen else _losses(states, told, base).sum()
+    total = ChunkedCrossEntropy.apply(states, told, base) if frozen else _losses(states, told, base).sum()
     return total / (len(told) if tokens is None else tokens)
 
 
@@ -32,7 +32,7 @@ def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, .
     """For each row of a batch the cross-entropy (t,) of its report's t tokens, <eos> among them, each given all before it."""
     base, states, told = _before_tokens(model, batch)
     losses = torch.cat([_losses(*part, base) for part in _parts(states, told, base)])
-    return losses.split((batch["labels"] != IGNORED).sum(1).tolist())
+    return losses.split((batch["labels"] != IGNORE_INDEX).sum(1).tolist())
 
 
 def _before_tokens(
@@ -50,11 +50,11 @@ def _before_tokens(
     finally:
         hook.remove()
     told = batch["labels"][:, 1:]  # each token is told from the position before it
-    return base, states[0][:, :-1][told != IGNORED], told[told != IGNORED]
+    return base, states[0][:, :-1][told != IGNORE_INDEX], told[told != IGNORE_INDEX]
 
 
 def _parts(states: torch.Tensor, told: torch.Tensor, base) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, ENTRIES // base.config.get_text_config().vocab_size)
+    rows = max(1, MAX_CHUNK_LOGITS // base.config.get_text_config().vocab_size)
     return zip(states.split(rows), told.split(rows))
 
 
@@ -66,8 +66,8 @@ def _losses(states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
     return F.cross_entropy(logits, told, reduction="none")
 
 
-class LossInParts(torch.autograd.Function):
-    """The sum of the tokens' losses from at most `ENTRIES` logits at a time, and its gradient of the states before them."""
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The sum of the tokens' losses from at most `MAX_CHUNK_LOGITS` logits at a time, and its gradient of the states before them."""
 
     @staticmethod
     def forward(ctx, states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:

@@ -5,10 +5,10 @@ import pandas as pd
 
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import present
-from explainmyxray.scoring import card, findings, intervals
-from explainmyxray.scoring.parts import Parts, from_sums, parts, totals
-from explainmyxray.studies import split_labels
+from explainmyxray.reports.labeler import positive_findings
+from explainmyxray.scoring import evaluation, finding_scores, intervals
+from explainmyxray.scoring.sufficient_statistics import Parts, metrics_from_statistics, parts, totals
+from explainmyxray.tables import split_labels
 
 KEY = ["image", "patient", "labels"]  # the same test image: a name alone may be another phantom's
 
@@ -44,13 +44,13 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
             "before": point[0][name],
             "after": point[1][name],
             "difference": point[1][name] - point[0][name],
-            **intervals.low_high(resampled[1][name] - resampled[0][name]),
+            **intervals.confidence_interval(resampled[1][name] - resampled[0][name]),
         }
         for name in point[0]
     )
     without = {
         f"F1 {name}"
-        for name, images in zip(FINDINGS, findings.support(rows[0]["findings"].sum(0)))
+        for name, images in zip(FINDINGS, finding_scores.support(rows[0]["findings"].sum(0)))
         if not images
     }
     table["noise"] = (table["low"] <= 0) & (table["high"] >= 0)
@@ -58,10 +58,12 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
 
 
 def _parts(table: pd.DataFrame) -> Parts:
-    true, said = table["labels"].map(split_labels), table[card.MODEL].map(present)
-    return parts(table[card.MODEL], table["report"], list(true), list(said))
+    true, said = table["labels"].map(split_labels), table[evaluation.MODEL].map(positive_findings)
+    return parts(table[evaluation.MODEL], table["report"], list(true), list(said))
 
 
 def _figures(sums: Parts) -> dict[str, np.ndarray]:
-    by_finding = findings.precision_recall_f1(sums["findings"])[..., 2]
-    return from_sums(sums) | dict(zip(map("F1 {}".format, FINDINGS), np.moveaxis(by_finding, -1, 0)))
+    by_finding = finding_scores.precision_recall_f1(sums["findings"])[..., 2]
+    return metrics_from_statistics(sums) | dict(
+        zip(map("F1 {}".format, FINDINGS), np.moveaxis(by_finding, -1, 0))
+    )

@@ -13,10 +13,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traini
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.batches import IGNORED, ReportDataset, TrainingCollator
-from explainmyxray.model.callbacks import Curves, EpochOfDataset, Progress, SaveBest
-from explainmyxray.model.checkpoints import to_go_on_from
-from explainmyxray.model.loss import report_loss
+from explainmyxray.model.inputs import IGNORE_INDEX, TrainingCollator
+from explainmyxray.training.batches import ReportDataset
+from explainmyxray.training.callbacks import DVCLiveCallback, Progress, SaveBest, SetEpochCallback
+from explainmyxray.training.checkpoints import find_resumable_checkpoint
+from explainmyxray.training.loss import report_loss
 
 
 class ReportTrainer(Trainer):
@@ -67,7 +68,7 @@ class ReportTrainer(Trainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in map(self._prepare_inputs, loader):
             total += torch.stack(
-                [report_loss(self.model, batch, tokens=1), (batch["labels"] != IGNORED).sum()]
+                [report_loss(self.model, batch, tokens=1), (batch["labels"] != IGNORE_INDEX).sum()]
             )
         loss, tokens = self.accelerator.reduce(total)
         self._stop_unless_finite("validation loss", loss)
@@ -108,17 +109,17 @@ def train(
         callbacks=[
             EarlyStoppingCallback(s.train.early_stopping_patience, s.train.early_stopping_threshold),
             SaveBest(),
-            EpochOfDataset(training),
-            Curves(curves),
+            SetEpochCallback(training),
+            DVCLiveCallback(curves),
             Progress(),
         ],
     )
     trainer.remove_callback(PrinterCallback)  # Progress prints instead
     with gpu_memory():
         with trainer.accelerator.main_process_first():  # which puts torn ones away
-            checkpoint = to_go_on_from(checkpoints, trainer.accelerator.num_processes)
+            checkpoint = find_resumable_checkpoint(checkpoints, trainer.accelerator.num_processes)
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.remove_callback(Curves)  # the next validation is a check, not a point of the curve
+        trainer.remove_callback(DVCLiveCallback)  # the next validation is a check, not a point of the curve
         trainer.remove_callback(Progress)
         measured = trainer.evaluate()["eval_loss"]
     check_best(trainer, measured)

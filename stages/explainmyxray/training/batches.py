@@ -17,32 +17,7 @@ from transformers import PaliGemmaProcessor
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
-
-PROMPT = "describe en"  # PaliGemma's own prompt for long captions; an adapter knows only the prompt it was tuned with
-IGNORED = -100
-
-
-def prompt_text() -> str:
-    """The prompt with the place of the image spelt out, as the processor wants it."""
-    return f"<image>{PROMPT}"
-
-
-def prompt_length(processor: PaliGemmaProcessor) -> int:
-    """Tokens before the report: image, <bos>, prompt and line break."""
-    return processor.image_seq_length + len(
-        processor.tokenizer(f"<bos>{PROMPT}\n", add_special_tokens=False).input_ids
-    )
-
-
-def open_image(images: Path, name: str) -> Image.Image:
-    """A prepared image in greyscale. Raises UserError where it is missing or damaged."""
-    try:
-        with Image.open(images / name) as image:
-            return image.convert("L")
-    except OSError as error:
-        raise UserError(
-            f"{images / name} cannot be read ({type(error).__name__}): run `dvc repro --force fetch`"
-        ) from None
+from explainmyxray.model.inputs import open_image, prompt_length
 
 
 class ReportDataset(Dataset):
@@ -107,28 +82,3 @@ def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> t
         for report, each in zip(reports, tokens)
     ]
     return fitted, [len(each) + 1 for each in tokens]
-
-
-class TrainingCollator:
-    """Batches padded on the right to their longest report; `labels` holds the report and <eos>, all else is ignored."""
-
-    def __init__(self, processor: PaliGemmaProcessor):
-        self.processor = processor
-        processor.tokenizer.padding_side = "right"  # positions count from the start
-
-    def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
-        images, reports = zip(*samples)
-        return dict(
-            self.processor(
-                images=list(images),
-                text=[prompt_text()] * len(images),
-                suffix=list(reports),
-                padding="longest",
-                return_tensors="pt",
-            )
-        )
-
-
-def prompt_batch(images: list[Image.Image], processor: PaliGemmaProcessor) -> dict[str, torch.Tensor]:
-    """Images with the prompt, ready to be generated for: all rows are of one length, so nothing is padded."""
-    return dict(processor(images=images, text=[prompt_text()] * len(images), return_tensors="pt"))

@@ -15,7 +15,7 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
-class EpochOfDataset(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Tell the data set which epoch it is in, on which its augmentation depends; also after resuming in the middle of one."""
 
     def __init__(self, dataset):
@@ -25,7 +25,7 @@ class EpochOfDataset(TrainerCallback):
         self.dataset.epoch = int(state.epoch or 0)
 
 
-class Curves(TrainerCallback):
+class DVCLiveCallback(TrainerCallback):
     """Losses and learning rate through DVCLive, for `dvc plots show` during the run and after it."""
 
     CURVES = {"loss": "train_loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate"}

@@ -15,11 +15,11 @@ from sklearn.model_selection import train_test_split
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.settings import Split
-from explainmyxray.stratify import assign, missing
-from explainmyxray.studies import NO_FINDING, split_labels
+from explainmyxray.splits.stratify import assign, missing
+from explainmyxray.tables import NO_FINDING, split_labels
 
 SPLITS = ("train", "val", "test")
-LINKS = ("patient", "sha256", "same_film")  # rows that share one of these stay together
+LINKS = ("patient", "sha256", "near_duplicate_of")  # rows that share one of these stay together
 
 
 def make_splits(reports: pd.DataFrame, split: Split, seed: int) -> tuple[dict[str, pd.DataFrame], dict]:
@@ -162,7 +162,11 @@ def _plain(reports: pd.DataFrame, split: Split, seed: int, strict: bool = True) 
 def leaks(reports: pd.DataFrame, places: np.ndarray) -> dict[str, int]:
     """What two splits share: patients, pixel-identical images, films of which both have a copy, and the test images whose patient is in train."""
     shared = {}
-    for name, column in {"patients": "patient", "images": "sha256", "near_copies": "same_film"}.items():
+    for name, column in {
+        "patients": "patient",
+        "images": "sha256",
+        "near_duplicates": "near_duplicate_of",
+    }.items():
         known = reports[column] != ""
         shared[name] = int(
             (pd.Series(places[known]).groupby(reports[column][known].to_numpy()).nunique() > 1).sum()

@@ -7,13 +7,13 @@ from itertools import islice
 from PIL import Image
 
 from explainmyxray import settings
-from explainmyxray.explaining.certainty import finding_probabilities, token_probability
-from explainmyxray.explaining.films import is_colour, open_film
-from explainmyxray.familiar import Familiar
+from explainmyxray.explaining.confidence import finding_probabilities, token_probability
+from explainmyxray.generation import generate_batch
+from explainmyxray.images.decoding import BadImage
+from explainmyxray.images.dicom import is_colour, open_film
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.generation import greedy
-from explainmyxray.reports.labeler import present
-from explainmyxray.sources.archive import BadImage
+from explainmyxray.out_of_distribution import ImageDistribution
+from explainmyxray.reports.labeler import positive_findings
 
 NOTICE = "For research only, not a medical device. Written by a model that was tuned on reports made from labels by templates."
 
@@ -37,7 +37,7 @@ class Explainer:
 
     model: object
     processor: object
-    familiar: Familiar | None
+    out_of_distribution: ImageDistribution | None
     how: settings.Evaluate
     seed: int
     samples: int  # sampled reports behind each probability; 0: none, which is much faster
@@ -54,7 +54,7 @@ class Explainer:
         films = [each for each in opened if not isinstance(each, Explanation)]
         if not films:
             return opened
-        reports = greedy(self.model, self.processor, films, self.how)
+        reports = generate_batch(self.model, self.processor, films, self.how)
         written = zip(films, reports, token_probability(self.model, self.processor, films, reports))
         return [
             each if isinstance(each, Explanation) else self._told(name, data, *next(written))
@@ -76,7 +76,7 @@ class Explainer:
         return Explanation(
             name,
             report,
-            tuple(sorted(present(report))),
+            tuple(sorted(positive_findings(report))),
             certainty,
             self._sampled(film),
             self.doubt(data, film),
@@ -96,9 +96,9 @@ class Explainer:
             return "the image is blank"
         if is_colour(data):
             return "this is a colour picture, and X-rays are grey"
-        if self.familiar is None:
+        if self.out_of_distribution is None:
             return "nobody checked whether this is a chest X-ray: the adapter comes without a description of its training images"
-        if self.familiar.strangeness(film) > self.familiar.limit:
+        if self.out_of_distribution.reconstruction_error(film) > self.out_of_distribution.limit:
             return "the image is unlike those that the adapter was tuned on: it may be no chest X-ray, or one of another kind"
         return ""
 

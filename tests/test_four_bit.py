@@ -7,8 +7,8 @@ from PIL import Image
 
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
-from explainmyxray.model.batches import TrainingCollator
-from explainmyxray.model.loss import report_loss
+from explainmyxray.model.inputs import TrainingCollator
+from explainmyxray.training.loss import report_loss
 from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 

@@ -1,9 +1,11 @@
 """The studies table: one row an image kept, read and written in one place.
 
 Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into NaN.
-`sha256` is of the decoded pixels; `same_film` is the first image of a group of near copies, blank for an image without.
+`sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near copies, blank for an image without.
 """
 
+import json
+import math
 from pathlib import Path
 from typing import TextIO
 
@@ -22,7 +24,7 @@ COLUMNS = (
     "age_years",
     "sex",
     "sha256",
-    "same_film",
+    "near_duplicate_of",
 )
 REPORT_COLUMNS = (*COLUMNS, "report")
 NO_FINDING = "No Finding"
@@ -67,3 +69,26 @@ def write_table(path: str | Path, frame: pd.DataFrame) -> None:
     """Write `frame` as CSV, aside and renamed into place."""
     with replacing(path) as aside:
         frame.to_csv(aside, index=False, lineterminator="\n")
+
+
+def rounded(figures):
+    """`figures` with every float at four places, ready for `dvc metrics diff`.
+
+    Raises ValueError for a list, which the diff drops without a word, and for a float that is not finite, which it shows
+    as changed each time.
+    """
+    if isinstance(figures, dict):
+        return {str(name): rounded(value) for name, value in figures.items()}
+    if isinstance(figures, (list, tuple)):
+        raise ValueError("metrics hold no lists: `dvc metrics diff` drops them silently")
+    if isinstance(figures, float):
+        if not math.isfinite(figures):
+            raise ValueError("metrics are finite numbers")
+        return round(figures, 4) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return figures
+
+
+def write_metrics(path: str | Path, figures: dict) -> None:
+    """Write nested `figures` as JSON, rounded, in the order given."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(rounded(figures), indent=2, ensure_ascii=False) + "\n")

@@ -10,11 +10,11 @@ from accelerate.utils import set_seed
 from PIL import Image
 from transformers import PaliGemmaProcessor
 
-from explainmyxray.model.batches import TrainingCollator
-from explainmyxray.model.generation import write_texts
-from explainmyxray.model.loss import token_losses
+from explainmyxray.generation import generate_texts
+from explainmyxray.model.inputs import TrainingCollator
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import present
+from explainmyxray.reports.labeler import positive_findings
+from explainmyxray.training.loss import token_losses
 
 
 @torch.inference_mode()
@@ -34,7 +34,7 @@ def finding_probabilities(
 ) -> dict[str, float]:
     """For each finding the share of `samples` reports, drawn at temperature 1 and of `longest` tokens at most, that name it."""
     set_seed(seed)
-    texts = write_texts(
+    texts = generate_texts(
         model,
         processor,
         [image],
@@ -45,5 +45,5 @@ def finding_probabilities(
         top_k=0,
         top_p=1.0,
     )
-    named = [present(text) for text in texts]
+    named = [positive_findings(text) for text in texts]
     return {finding: sum(finding in each for each in named) / samples for finding in FINDINGS}

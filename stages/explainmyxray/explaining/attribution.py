@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import PaliGemmaProcessor
 
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.batches import TrainingCollator
-from explainmyxray.model.loss import token_losses
-from explainmyxray.reports.labeler import SENTENCE_END, present
+from explainmyxray.model.inputs import TrainingCollator
+from explainmyxray.reports.labeler import SENTENCE_END, positive_findings
+from explainmyxray.training.loss import token_losses
 
 WINDOW = 2  # patches a side: one alone leaves most of a sign to be seen beside it
 COPIES, NOISE = 8, 0.1  # noisy copies, and their deviation where black to white is 2
@@ -29,7 +29,7 @@ Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Look:
+class Attribution:
     """What a finding hangs on: `sentences` of the report, and two maps of (rows, columns) of patches.
 
     `fall` is by how much the log-probability of the sentences falls without a patch, on average over the windows that hide
@@ -60,8 +60,8 @@ class Look:
 
 def look(
     model, processor: PaliGemmaProcessor, film: Image.Image, report: str, batch_size: int
-) -> dict[str, Look]:
-    """A `Look` for each finding that a sentence of the report names; `film` as the model takes it, `batch_size` windows at a time."""
+) -> dict[str, Attribution]:
+    """A `Attribution` for each finding that a sentence of the report names; `film` as the model takes it, `batch_size` windows at a time."""
     named = sentences_naming(report)
     if not named:
         return {}
@@ -80,7 +80,9 @@ def look(
     falls = occlusion(model, batch, tokens, batch_size)
     pulls = gradient(model, batch, tokens)
     return {
-        finding: Look(tuple(report[first:last] for first, last in spans), falls[finding], pulls[finding])
+        finding: Attribution(
+            tuple(report[first:last] for first, last in spans), falls[finding], pulls[finding]
+        )
         for finding, spans in named.items()
     }
 
@@ -95,7 +97,7 @@ def sentences_naming(report: str) -> dict[str, list[tuple[int, int]]]:
     """For each finding that a sentence says is there, start and end of those sentences in the report."""
     named: dict[str, list[tuple[int, int]]] = {}
     for start, end in _sentences(report):
-        for finding in sorted(present(report[start:end])):
+        for finding in sorted(positive_findings(report[start:end])):
             named.setdefault(finding, []).append((start, end))
     return named
 

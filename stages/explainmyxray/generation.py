@@ -1,4 +1,4 @@
-"""Generating reports: batched and greedy; prompts are of one length, so that nothing is padded."""
+"""Generating reports: batched and generate_batch; prompts are of one length, so that nothing is padded."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import PaliGemmaProcessor
 
 from explainmyxray import settings
 from explainmyxray.model.base import gpu_memory
-from explainmyxray.model.batches import open_image, prompt_batch
+from explainmyxray.model.inputs import open_image, prompt_batch
 
 
 @gpu_memory()
@@ -25,15 +25,15 @@ def generate(
     """One report an image, in order; generation ends at <eos> or after `how.max_new_tokens` tokens."""
     reports = []
     for chunk in chunks(images, names, how.batch_size, label):
-        reports += greedy(model, processor, chunk, how)
+        reports += generate_batch(model, processor, chunk, how)
     return reports
 
 
-def greedy(
+def generate_batch(
     model, processor: PaliGemmaProcessor, images: list[Image.Image], how: settings.Evaluate
 ) -> list[str]:
     """One report an image, all in one batch: the likeliest tokens, of `how.num_beams` beams."""
-    return write_texts(
+    return generate_texts(
         model,
         processor,
         images,
@@ -47,7 +47,7 @@ def greedy(
 
 
 @torch.inference_mode()
-def write_texts(model, processor: PaliGemmaProcessor, images: list[Image.Image], **how) -> list[str]:
+def generate_texts(model, processor: PaliGemmaProcessor, images: list[Image.Image], **how) -> list[str]:
     """What the model writes after image and prompt, all in one batch; `how` goes to transformers' `generate`."""
     batch = {name: value.to(model.device) for name, value in prompt_batch(images, processor).items()}
     written = model.generate(**batch, **how)[:, batch["input_ids"].shape[1] :]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explainmyxray.near_copies import MAX_DISTANCE, first_of_group, groups, perceptual_hash
+from explainmyxray.images.decoding import decode
+from explainmyxray.images.near_duplicates import MAX_DISTANCE, first_of_group, groups, perceptual_hash
 from explainmyxray.sources import phantom
-from explainmyxray.sources.archive import decode
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from explainmyxray.studies import split_labels
+from explainmyxray.tables import split_labels
 
 TOO_SMALL = 30  # images; below, an interval is wider than any difference worth a word
 AGES = {"under_18": 0, "18_to_39": 18, "40_to_64": 40, "65_and_over": 65}  # years from which a group counts

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import evaluate
 import numpy as np
 import pandas as pd
 
-import evaluate
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import present
-from explainmyxray.scoring import bleu, findings, intervals, slices
-from explainmyxray.scoring.parts import Parts, from_sums, parts, totals
-from explainmyxray.studies import split_labels
+from explainmyxray.reports.labeler import positive_findings
+from explainmyxray.scoring import bleu, finding_scores, intervals, subgroups
+from explainmyxray.scoring.sufficient_statistics import Parts, metrics_from_statistics, parts, totals
+from explainmyxray.tables import split_labels
 
 MODEL = "generated"
 BASELINES = ("majority", "nearest", "classifier", "untuned", "blind", "ceiling")
@@ -25,7 +25,7 @@ Reader = Callable[[str], frozenset[str]]
 
 
 @dataclass(frozen=True)
-class Card:
+class Evaluation:
     """`metrics` is eval.json; the rest is what the pictures and `dvc plots` show of the same figures."""
 
     metrics: dict
@@ -38,7 +38,9 @@ class Card:
     order: np.ndarray  # rows from the best report to the worst
 
 
-def score(predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Reader = present) -> Card:
+def score(
+    predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Reader = positive_findings
+) -> Evaluation:
     """Score a table with the text `COLUMNS`; `read` gives the findings that a text says are there.
 
     Raises ValueError where `labels` or `read` name what is none of the 14 findings.
@@ -52,8 +54,8 @@ def score(predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Re
         for system in predicted
     }
     systems = pd.concat([_system_rows(system, rows[system], drawn) for system in rows], ignore_index=True)
-    confusion = findings.confusion(true, predicted[MODEL])
-    return Card(
+    confusion = finding_scores.confusion(true, predicted[MODEL])
+    return Evaluation(
         metrics=_metrics(predictions, rows, systems),
         findings=_finding_rows(rows[MODEL]["findings"], drawn),
         systems=systems,
@@ -70,7 +72,7 @@ def _metrics(predictions: pd.DataFrame, rows: dict[str, Parts], systems: pd.Data
     )
     model = _figures(rows[MODEL], predictions[MODEL])
     model["bleu"] = direct["score"]
-    model["findings"]["per_finding"] = findings.per_finding(rows[MODEL]["findings"].sum(0))
+    model["findings"]["per_finding"] = finding_scores.per_finding(rows[MODEL]["findings"].sum(0))
     own = systems[systems["system"] == MODEL]
     return {
         "n": len(predictions),
@@ -79,12 +81,14 @@ def _metrics(predictions: pd.DataFrame, rows: dict[str, Parts], systems: pd.Data
         "bleu_signature": direct["signature"],
         "ci95": _nested({row.figure: {"low": row.low, "high": row.high} for row in own.itertuples()}),
         "baselines": {name: _figures(rows[name], predictions[name]) for name in BASELINES},
-        "slices": slices.figures(predictions, lambda chosen: from_sums(totals(rows[MODEL], chosen))),
+        "slices": subgroups.figures(
+            predictions, lambda chosen: metrics_from_statistics(totals(rows[MODEL], chosen))
+        ),
     }
 
 
 def _figures(rows: Parts, texts: pd.Series) -> dict:
-    overall = {name: float(value) for name, value in from_sums(totals(rows)).items()}
+    overall = {name: float(value) for name, value in metrics_from_statistics(totals(rows)).items()}
     said_twice = texts.map(_says_a_sentence_twice).sum()
     return {**_nested(overall), "distinct_reports": texts.nunique(), "repetitive_reports": int(said_twice)}
 
@@ -107,21 +111,29 @@ def _says_a_sentence_twice(text: str) -> bool:
 
 
 def _system_rows(system: str, rows: Parts, drawn: np.ndarray) -> pd.DataFrame:
-    point, resampled = from_sums(totals(rows)), from_sums(intervals.resampled(rows, drawn))
+    point, resampled = (
+        metrics_from_statistics(totals(rows)),
+        metrics_from_statistics(intervals.resampled(rows, drawn)),
+    )
     return pd.DataFrame(
-        {"system": system, "figure": name, "value": float(point[name]), **intervals.low_high(resampled[name])}
+        {
+            "system": system,
+            "figure": name,
+            "value": float(point[name]),
+            **intervals.confidence_interval(resampled[name]),
+        }
         for name in HEADLINE
     )
 
 
 def _finding_rows(counted: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
-    drawn_f1 = findings.precision_recall_f1(np.tensordot(drawn, counted.astype(float), axes=1))[..., 2]
-    point = findings.per_finding(counted.sum(0))
+    drawn_f1 = finding_scores.precision_recall_f1(np.tensordot(drawn, counted.astype(float), axes=1))[..., 2]
+    point = finding_scores.per_finding(counted.sum(0))
     return pd.DataFrame(
         {
             "finding": name,
             "f1": point[name]["f1"],
-            **intervals.low_high(values),
+            **intervals.confidence_interval(values),
             "support": point[name]["support"],
         }
         for name, values in zip(FINDINGS, drawn_f1.T)

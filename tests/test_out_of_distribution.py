@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from explainmyxray import familiar
+from explainmyxray import out_of_distribution
+from explainmyxray.images.decoding import decode
 from explainmyxray.sources import phantom
-from explainmyxray.sources.archive import decode
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia" / "train"
 
@@ -44,13 +44,13 @@ def real() -> list[Image.Image]:
     return [decode(path.read_bytes()) for path in paths[::2]]
 
 
-def warned(known: familiar.Familiar, images) -> float:
-    return float(np.mean([known.strangeness(image) > known.limit for image in images]))
+def warned(known: out_of_distribution.ImageDistribution, images) -> float:
+    return float(np.mean([known.reconstruction_error(image) > known.limit for image in images]))
 
 
 @pytest.fixture(scope="module")
-def tuned_on_phantoms() -> familiar.Familiar:
-    return familiar.fit(phantoms(1, 400), phantoms(2, 200))
+def tuned_on_phantoms() -> out_of_distribution.ImageDistribution:
+    return out_of_distribution.fit(phantoms(1, 400), phantoms(2, 200))
 
 
 def test_phantoms_are_familiar_to_what_was_tuned_on_phantoms_and_photographs_are_not(tuned_on_phantoms):
@@ -65,7 +65,7 @@ def test_real_films_are_not_familiar_to_what_was_tuned_on_phantoms(tuned_on_phan
 def test_real_films_are_familiar_to_what_was_tuned_on_them(real):
     rows = np.random.default_rng(0).permutation(len(real))
     part = [[real[row] for row in rows[start::3]] for start in range(3)]
-    known = familiar.fit(part[0], part[1])
+    known = out_of_distribution.fit(part[0], part[1])
     assert warned(known, part[2]) <= 0.04
     assert warned(known, others()) == 1
     assert warned(known, phantoms(3, 100)) >= 0.95
@@ -73,8 +73,10 @@ def test_real_films_are_familiar_to_what_was_tuned_on_them(real):
 
 def test_it_is_kept_beside_the_adapter(tmp_path):
     images = phantoms(1, 20)
-    known = familiar.fit(images, images)
+    known = out_of_distribution.fit(images, images)
     known.save(tmp_path)
-    again = familiar.load(tmp_path)
-    assert again.limit == known.limit and again.strangeness(images[3]) == known.strangeness(images[3])
-    assert familiar.load(tmp_path / "elsewhere") is None
+    again = out_of_distribution.load(tmp_path)
+    assert again.limit == known.limit and again.reconstruction_error(images[3]) == known.reconstruction_error(
+        images[3]
+    )
+    assert out_of_distribution.load(tmp_path / "elsewhere") is None

@@ -33,6 +33,7 @@ DENIAL = re.compile(
     r"\b(?:no|not|non|without|absent|absence|denies|negative|free|clear|normal|unremarkable)\b", re.I
 )
 SLOT = "{negatives}"
+TEMPLATES = Path(__file__).with_name("templates.yaml")
 
 Text = Annotated[str, Field(min_length=1)]
 Names = list[str]
@@ -71,7 +72,7 @@ class Negatives(Entry):
     phrases: dict[str, Negative]
 
 
-class Bank(Entry):
+class ReportTemplates(Entry):
     full_up_to: Annotated[int, Field(ge=0)]
     findings: dict[str, Finding]
     no_finding: NoFinding
@@ -80,11 +81,11 @@ class Bank(Entry):
     negatives: Negatives
 
 
-def check(path: str | Path) -> Bank:
-    """The bank in the file at `path`. Raises UserError that names the file and every bad entry."""
+def load_templates(path: str | Path = TEMPLATES) -> ReportTemplates:
+    """The templates in the file at `path`. Raises UserError that names the file and every bad entry."""
     try:
-        bank = Bank.model_validate(YAML(typ="safe").load(Path(path)))
-        problems = [*_names(bank), *(() if _unknown(bank) else _wordings(bank))]
+        templates = ReportTemplates.model_validate(YAML(typ="safe").load(Path(path)))
+        problems = [*_names(templates), *(() if _unknown(templates) else _wordings(templates))]
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except YAMLError as error:
@@ -93,36 +94,38 @@ def check(path: str | Path) -> Bank:
         problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}")
-    return bank
+    return templates
 
 
-def _unknown(bank: Bank) -> set[str]:
-    return set(bank.findings) ^ set(FINDINGS)
+def _unknown(templates: ReportTemplates) -> set[str]:
+    return set(templates.findings) ^ set(FINDINGS)
 
 
-def _names(bank: Bank) -> Iterator[str]:
+def _names(templates: ReportTemplates) -> Iterator[str]:
     """Problems with the names of findings."""
-    for name in sorted(_unknown(bank)):
-        yield f"findings.{name} is no finding" if name in bank.findings else f"findings.{name} is missing"
-    if sorted(bank.urgency) != sorted(FINDINGS):
+    for name in sorted(_unknown(templates)):
+        yield (
+            f"findings.{name} is no finding" if name in templates.findings else f"findings.{name} is missing"
+        )
+    if sorted(templates.urgency) != sorted(FINDINGS):
         yield "urgency does not name each finding once"
-    phrases = bank.negatives.phrases
-    lists = {f"normal.{name}.unless": each.unless for name, each in bank.normal.items()}
+    phrases = templates.negatives.phrases
+    lists = {f"normal.{name}.unless": each.unless for name, each in templates.normal.items()}
     lists |= {f"negatives.phrases.{name}.unless": each.unless for name, each in phrases.items()}
     lists["negatives.phrases"] = list(phrases)
     for where, names in lists.items():
         yield from (f"{where} names {name}, which is no finding" for name in names if name not in FINDINGS)
-    pertinent = {f"findings.{name}": each.pertinent for name, each in bank.findings.items()}
-    for where, names in (pertinent | {"no_finding": bank.no_finding.pertinent}).items():
+    pertinent = {f"findings.{name}": each.pertinent for name, each in templates.findings.items()}
+    for where, names in (pertinent | {"no_finding": templates.no_finding.pertinent}).items():
         lacking = [name for name in names if name not in phrases]
         yield from (f"{where}.pertinent names {name}, which negatives.phrases lacks" for name in lacking)
 
 
-def _wordings(bank: Bank) -> Iterator[str]:
+def _wordings(templates: ReportTemplates) -> Iterator[str]:
     """Problems with the wordings, each under the name of its entry."""
     seen: dict[str, str] = {}
-    for where, text, allowed, kind in _entries(bank):
-        named = {name for name, each in bank.findings.items() if _names_finding(each.terms, text)}
+    for where, text, allowed, kind in _entries(templates):
+        named = {name for name, each in templates.findings.items() if _names_finding(each.terms, text)}
         yield from (f"{where} {text!r} {problem}" for problem in _faults(text, kind, named, allowed))
         key = " ".join(text.lower().split())
         if kind != "negative phrase" and key in seen:
@@ -130,20 +133,20 @@ def _wordings(bank: Bank) -> Iterator[str]:
         seen.setdefault(key, where)
 
 
-def _entries(bank: Bank) -> Iterator[tuple[str, str, set[str], str]]:
+def _entries(templates: ReportTemplates) -> Iterator[tuple[str, str, set[str], str]]:
     """Where it stands, the wording, the findings that it may name, and its kind."""
-    for name, each in bank.findings.items():
+    for name, each in templates.findings.items():
         yield from ((f"findings.{name}.sentences", text, {name}, "sentence") for text in each.sentences)
         yield from ((f"findings.{name}.impression", text, {name}, "phrase") for text in each.impression)
     yield from (
-        ("no_finding.impression", text, set(), "normal phrase") for text in bank.no_finding.impression
+        ("no_finding.impression", text, set(), "normal phrase") for text in templates.no_finding.impression
     )
-    for name, each in bank.normal.items():
+    for name, each in templates.normal.items():
         yield from (
             (f"normal.{name}.sentences", text, set(each.unless), "normal sentence") for text in each.sentences
         )
-    yield from (("negatives.frames", text, set(), "frame sentence") for text in bank.negatives.frames)
-    for name, each in bank.negatives.phrases.items():
+    yield from (("negatives.frames", text, set(), "frame sentence") for text in templates.negatives.frames)
+    for name, each in templates.negatives.phrases.items():
         yield f"negatives.phrases.{name}", each.phrase, {name}, "negative phrase"
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, apply_windowing, pixel_array
 
 from explainmyxray.errors import UserError
-from explainmyxray.sources.archive import MAX_MEMBER_BYTES, MAX_PIXELS, BadImage, decode
+from explainmyxray.images.decoding import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode
 
 logging.getLogger("pydicom").setLevel(
     logging.CRITICAL + 1
@@ -52,7 +52,7 @@ def _looks_like_one(file: Path) -> bool:
 
 def open_film(data: bytes) -> Image.Image:
     """An upright 8-bit greyscale image. Raises BadImage where there is none that can be used."""
-    if len(data) > MAX_MEMBER_BYTES:
+    if len(data) > MAX_FILE_BYTES:
         raise BadImage("too_large")
     return decode_dicom(data) if data[128:132] == b"DICM" else decode(data)
 

@@ -1,7 +1,7 @@
 """Puts whole groups of rows into splits so that each class comes near its share in each split.
 
 After iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", ECML PKDD
-2011): greedy, each example to the split that wants it most. Here whole groups instead of examples, the largest first,
+2011): generate_batch, each example to the split that wants it most. Here whole groups instead of examples, the largest first,
 and the growth of a chi-squared distance instead of the largest deficit. scikit-learn's StratifiedGroupKFold has equal
 folds only, so that 0.7, 0.15 and 0.15 are out of its reach, and one class a row.
 """

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from explainmyxray.explaining.overlay import Look, grid, look, sentences_naming
+from explainmyxray.explaining.attribution import Attribution, grid, look, sentences_naming
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -77,7 +77,7 @@ def test_maps_are_of_the_grid_and_the_same_again_whatever_the_batch(tiny):
 def test_what_hides_nothing_counts_for_nothing(tiny):
     found = look(*tiny, Image.new("L", (224, 224), 90), REPORT, 16)["Mass"]
     assert np.abs(found.fall).max() < 1e-4
-    blank = Look(("a mass",), np.zeros((8, 8)), np.ones((8, 8)))
+    blank = Attribution(("a mass",), np.zeros((8, 8)), np.ones((8, 8)))
     assert blank.times == 1 and not blank.heat.any()
 
 

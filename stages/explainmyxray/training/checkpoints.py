@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers.trainer_pt_utils import safe_globals
 
 
-def to_go_on_from(folder: Path, processes: int = 1) -> str | None:
+def find_resumable_checkpoint(folder: Path, processes: int = 1) -> str | None:
     """The last whole checkpoint in `folder` of so many processes with something left to do; None to start at the beginning.
 
     A run killed after its last step goes on from the checkpoint before: Trainer would train on from a finished one.

@@ -7,8 +7,8 @@ import pandas as pd
 from dvc.exceptions import DvcException
 
 from explainmyxray.errors import UserError
-from explainmyxray.scoring import card
-from explainmyxray.studies import parse_table
+from explainmyxray.scoring import evaluation
+from explainmyxray.tables import parse_table
 
 PREDICTIONS = "metrics/predictions.csv"
 
@@ -24,4 +24,6 @@ def predictions(revision: str | None) -> pd.DataFrame:
         raise UserError(
             f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}"
         ) from None
-    return parse_table(io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", card.COLUMNS)
+    return parse_table(
+        io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", evaluation.COLUMNS
+    )

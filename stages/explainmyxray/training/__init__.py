@@ -1,0 +1,1 @@
+"""Tuning the adapter: batches, loss, memory, trainer, checkpoints; this room knows no finding."""
