@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.explaining.explainer import NOTICE, Explanation
+from explainmyxray.explaining.files import find_images
 from explainmyxray.explaining.loading import ADAPTER, load
 from explainmyxray.images.decoding import MAX_FILE_BYTES
-from explainmyxray.images.dicom import files
 from explainmyxray.reports.findings import FINDINGS
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     form.add_argument("--json", action="store_true", help="a JSON object a line")
     form.add_argument("--csv", action="store_true", help="a table with a column a finding")
     options = parser.parse_args()
-    paths = files(options.images)
+    paths = find_images(options.images)
     with redirect_stdout(sys.stderr):  # what loading says is no part of a table
         explainer = load(options.adapter, max(options.samples, 0))
     explained = explainer.explain((str(path), read(path)) for path in paths)

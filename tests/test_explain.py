@@ -14,8 +14,9 @@ from sklearn.datasets import load_sample_image
 
 from conftest import run_stage
 from explainmyxray.errors import UserError
+from explainmyxray.explaining.files import find_images
 from explainmyxray.images.decoding import BadImage
-from explainmyxray.images.dicom import files, is_colour, open_film
+from explainmyxray.images.dicom import is_colour, open_film
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import phantom
 
@@ -243,7 +244,14 @@ def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder,
 
 
 def test_files_of_a_folder_and_none_at_all(folder):
-    assert [path.name for path in files([folder])] == ["a.png", "c.jpg", "d.png", "e.png", "f.png", "IM00001"]
+    assert [path.name for path in find_images([folder])] == [
+        "a.png",
+        "c.jpg",
+        "d.png",
+        "e.png",
+        "f.png",
+        "IM00001",
+    ]
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no image"):
-        files([folder / "empty"])
+        find_images([folder / "empty"])

@@ -2,52 +2,23 @@
 
 import io
 import logging
-import os
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, apply_windowing, pixel_array
 
-from explainmyxray.errors import UserError
 from explainmyxray.images.decoding import MAX_FILE_BYTES, MAX_PIXELS, BadImage, decode
 
 logging.getLogger("pydicom").setLevel(
     logging.CRITICAL + 1
 )  # its remarks quote header values, a patient's name among them
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 COLOUR = (
     12  # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
 )
-
-
-def files(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and in the folders named those with a known suffix or a DICOM beginning, sorted. Raises UserError where there is none."""
-    found = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.is_file() and _looks_like_one(file))
-        else:
-            found.append(path)
-    if missing := [path for path in found if not (path.is_file() and os.access(path, os.R_OK))]:
-        raise UserError(f"{missing[0]} is no file that can be read")
-    if not found:
-        raise UserError(f"no image: name a file, or a folder with {', '.join(sorted(SUFFIXES))} in it")
-    return found
-
-
-def _looks_like_one(file: Path) -> bool:
-    if file.suffix.lower() in SUFFIXES:
-        return True
-    if not os.access(file, os.R_OK):
-        return False
-    with file.open("rb") as start:
-        return start.read(132)[128:] == b"DICM"  # as on a hospital's CD, where files have no suffix
 
 
 def open_film(data: bytes) -> Image.Image:
