@@ -16,7 +16,7 @@ from explainmyxray.model.base import hub_errors
 warnings.filterwarnings(
     "ignore", ".*deprecated and will be removed in v6", FutureWarning
 )  # PEFT's words; both are pinned
-CARD = Path(__file__).with_name("evaluation.md")
+CARD = Path(__file__).parents[1] / "model_card.md"
 
 
 def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftModel:
