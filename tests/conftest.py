@@ -1,5 +1,6 @@
 """Tests import the package as the stages do; `workspace` is a small copy of the repository to run stages in."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -8,10 +9,15 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+REAL = (
+    Path(__file__).resolve().parents[2] / "shared/real"
+)  # real films and label files, where they are at hand
 ROOT = Path(__file__).resolve().parents[1]
 
 sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the library, not stages/evaluate.py
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from explainmyxray import settings  # noqa: E402
 
 SMALL = {  # a run of seconds: everything else is as committed
     "data": {"phantom": {"count": 120}},
@@ -47,6 +53,42 @@ def lay_over(params: dict, change: dict) -> None:
             params[name] = value
 
 
+READ: dict[str, set[str]] = {}  # the parameters that each stage has read in this session, by dotted name
+
+
+@contextlib.contextmanager
+def recorded_parameters(stage: str):
+    """Note in `READ` each parameter that is read, by whatever name its section has there; checks do not count."""
+    section_names = {settings.Settings: ""} | dict(_sections(settings.Settings, ""))
+    reads = READ.setdefault(stage, set())
+    get = settings.Section.__getattribute__
+
+    def recording_get(section, name):
+        prefix = section_names.get(type(section))
+        asked_by = sys._getframe(1).f_code.co_filename
+        if prefix is not None and asked_by != settings.__file__:
+            fields = type(section).model_fields
+            names = list(fields) if name == "model_dump" else [name]
+            reads.update(prefix + each for each in names if each in fields and not _is_section(fields[each]))
+        return get(section, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings.Section, "__getattribute__", recording_get)
+        yield
+
+
+def _is_section(field) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, settings.Section)
+
+
+def _sections(section: type, prefix: str):
+    """Each section class below `section` with the dotted name that its parameters begin with."""
+    for name, field in section.model_fields.items():
+        if _is_section(field):
+            yield field.annotation, f"{prefix}{name}."
+            yield from _sections(field.annotation, f"{prefix}{name}.")
+
+
 def run_stage(name: str) -> None:
     """The stage's `main` in this process and the current folder: without the seconds of importing everything anew."""
     spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
@@ -54,7 +96,8 @@ def run_stage(name: str) -> None:
     path = list(sys.path)
     spec.loader.exec_module(module)
     sys.path[:] = path  # evaluate.py moves its folder to the end
-    module.main()
+    with recorded_parameters(name):
+        module.main()
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +137,9 @@ def finished(small_data, tmp_path_factory):
         run_stage("train_qlora")
         run_stage("evaluate")
     return folder
+
+
+@pytest.fixture(scope="session")
+def parameters_read(finished) -> dict[str, set[str]]:
+    """By stage, the parameters that it read while the small pipeline ran."""
+    return READ

@@ -20,6 +20,11 @@ def local_files(script: Path, home: Path) -> set[Path]:
     return found
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that the module at `path` imports."""
+    return imported(ast.parse(path.read_text()))
+
+
 def imported(tree: ast.AST) -> set[str]:
     """Dotted names that a module imports, anywhere in it; `from a import b` counts as `a` and as `a.b`."""
     names = set()

@@ -124,7 +124,11 @@ def test_every_wording_reads_back():
     templates, wrong = THE_BANK, []
     for name, finding in templates.findings.items():
         texts = [*finding.sentences, *(f"Impression: {each}." for each in finding.impression)]
-        wrong += [(name, text, sorted(positive_findings(text))) for text in texts if positive_findings(text) != {name}]
+        wrong += [
+            (name, text, sorted(positive_findings(text)))
+            for text in texts
+            if positive_findings(text) != {name}
+        ]
     silent = [each for normal in templates.normal.values() for each in normal.sentences]
     silent += [f"Impression: {each}." for each in templates.no_finding.impression]
     denied = [each.phrase for each in templates.negatives.phrases.values()]
@@ -138,7 +142,11 @@ def test_every_combination_reads_back():
     pairs = [labels for labels in every_small_combination() if len(labels) < 3]
     for labels in {*pairs, *real_combinations(), frozenset(FINDINGS)}:
         texts = [a_report(labels, seed, negatives=2 + 2 * (seed % 2)) for seed in range(4)]
-        wrong += [(sorted(labels), text, sorted(positive_findings(text))) for text in texts if positive_findings(text) != labels]
+        wrong += [
+            (sorted(labels), text, sorted(positive_findings(text)))
+            for text in texts
+            if positive_findings(text) != labels
+        ]
     assert not wrong[:5]
 
 
