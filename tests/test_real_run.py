@@ -125,8 +125,8 @@ def test_a_clone_that_pulls_has_the_adapter_and_runs_nothing(executed, repositor
 
     run("git", "clone", "--quiet", str(repository), str(clone), folder=tmp_path)
     run("dvc", "pull", folder=clone)
-    assert "up to date" in run("dvc", "status", folder=clone)
-    assert "didn't change, skipping" in run("dvc", "repro", folder=clone)
+    assert "up to date" in run("dvc", "status", "dvc.yaml", folder=clone)
+    assert "didn't change, skipping" in run("dvc", "repro", "dvc.yaml", folder=clone)
     adapter = "models/adapter/adapter_model.safetensors"
     assert (clone / adapter).read_bytes() == (repository / adapter).read_bytes()
 
@@ -136,3 +136,13 @@ def test_a_clone_that_pulls_has_the_adapter_and_runs_nothing(executed, repositor
         sys.executable, "stages/explain.py", str(tmp_path / "film.png"), "--samples", "2", folder=clone
     )
     assert "film.png" in explained
+
+
+def test_an_experiment_is_pushed_and_pulled(executed, repository, tmp_path):
+    server, clone = tmp_path / "server.git", tmp_path / "clone"
+    run("git", "clone", "--quiet", "--bare", str(repository), str(server), folder=tmp_path)
+    run("git", "clone", "--quiet", str(server), str(clone), folder=tmp_path)
+    (name,) = run("dvc", "exp", "list", "--all-commits", "--name-only", folder=repository).split()
+    run("dvc", "exp", "push", "--no-cache", str(server), name, folder=repository)
+    run("dvc", "exp", "pull", "--no-cache", "origin", name, folder=clone)
+    assert name in run("dvc", "exp", "list", "--all-commits", "--name-only", folder=clone)

@@ -4,16 +4,18 @@ Read with `ruamel.yaml`, for PyYAML takes `1e-05` for text, which is what `dvc e
 """
 
 import difflib
+import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from explainmyxray.errors import UserError
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -163,14 +165,14 @@ class Settings(Section):
         return self
 
 
-def load_settings(path: str | Path = "params.yaml") -> Settings:
-    """Read and check `path`. Raises UserError with one line that names the key and what it should be."""
-    try:
-        values = YAML(typ="safe").load(Path(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run from the root of the repository") from None
-    except YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
+def load_settings(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Settings:
+    """The parameters in the file at `path`, with `overrides` such as "lora.r=32" laid over them.
+
+    Raises UserError with one line that names the key and what it should be.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -178,7 +180,45 @@ def load_settings(path: str | Path = "params.yaml") -> Settings:
         raise UserError(f"{path}: {'; '.join(problems)}") from None
 
 
+def _read_yaml(path: str | Path):
+    try:
+        return YAML(typ="safe").load(Path(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the root of the repository") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = error.problem or error.context
+        raise UserError(f"{path} is no YAML: {problem}{where}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # Python refuses to read an integer of thousands of digits
+        raise UserError(f"{path} holds a value that cannot be read: {str(error).split(';')[0]}") from None
+
+
+def _apply_override(values: dict, override: str) -> None:
+    """Set one parameter, as `dvc exp run -S` does; whether it exists is checked with all others."""
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"-S {override}: write a parameter and its value, as in lora.r=32")
+    *sections, last = name.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"-S {override}: {section} is no section")
+    try:
+        place[last] = YAML(typ="safe").load(text)
+    except YAMLError:
+        raise UserError(f"-S {override}: the value is no YAML") from None
+
+
 def _problem(error: dict) -> str:
+    """What is wrong with one parameter, in a few words that name it."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{key} is no parameter{_suggestion(error['loc'])}"
@@ -186,13 +226,16 @@ def _problem(error: dict) -> str:
         return f"{key} is missing"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    given = f", got {error['input']!r}" if not isinstance(error["input"], dict) else ""
+    given = "" if isinstance(error["input"], dict) else f", got {reprlib.repr(error['input'])}"
     return f"{key}: {message}{given}" if key else message
 
 
 def _suggestion(loc: tuple) -> str:
+    """The most similar parameter of the same section, or all of them."""
     section = Settings
     for part in loc[:-1]:
         section = section.model_fields[part].annotation
-    near = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
-    return f": did you mean {near[0]}?" if near else f"; there are {', '.join(section.model_fields)}"
+    similar = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
+    if similar:
+        return f": did you mean {similar[0]}?"
+    return f"; there are {', '.join(section.model_fields)}"
