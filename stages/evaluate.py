@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.generation import generate, image_features
+from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.pictures.gallery import draw_gallery
@@ -62,6 +63,7 @@ def main() -> None:
 
 def predict(settings: Settings) -> pd.DataFrame:
     """The test split with a report from the model and from each baseline: the columns of `evaluation.COLUMNS`."""
+    require_usable_gpu()
     logging.set_verbosity_error()
     base = check_base(tuned_base(ADAPTER, settings.model))
     train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))

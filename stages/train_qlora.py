@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from explainmyxray import out_of_distribution
 from explainmyxray.errors import exit_on_user_error
+from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import add_lora, save_adapter, trainable
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.inputs import PROMPT, open_image
@@ -43,6 +44,7 @@ def main() -> None:
 def train_adapter() -> None:
     """What every process does; the first one writes."""
     settings = load_settings()
+    require_usable_gpu()
     logging.set_verbosity_error()
     state = PartialState(cpu=not torch.cuda.is_available())  # finds the other processes and this one's GPU
     base = check_base(settings.model)

@@ -4,6 +4,7 @@ from transformers.utils import logging
 
 from explainmyxray import out_of_distribution
 from explainmyxray.explaining.explainer import Explainer
+from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -13,6 +14,7 @@ ADAPTER = "models/adapter"  # what `make repro` leaves
 
 def load(adapter: str, samples: int) -> Explainer:
     """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
+    require_usable_gpu()
     logging.set_verbosity_error()
     settings = load_settings()
     folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
