@@ -1,11 +1,21 @@
 # Two commands: `make repro` runs the whole pipeline, `make test` the tests. Both install what they need into .venv.
 # `make doctor` says before a long run what is there and what is missing; `make app` opens a page to explain one's own X-rays.
-CHECK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
-  $$python -c '$(CHECK)' 2>/dev/null && echo $$python && break; done)
+# PYTHON=/path/to/python3.13 names another Python, TORCH=cpu another build of torch (docs/install.md).
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3 python
+PYTHON ?= $(or $(shell for python in $(PYTHONS); do \
+  $$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done),python3)
+# With either given, the environment is compared with it even where it is newer than the lock.
+FORCED := $(if $(TORCH)$(filter-out file,$(origin PYTHON)),FORCE)
 VENV := .venv/bin
 
-.PHONY: repro test doctor app base
+define need_python
+@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { found=$$($(PYTHON) --version 2>&1 | grep -m1 ^Python); \
+  echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, $(PYTHON) is $${found:-not there}: install one" \
+    "(apt install python3; uv python install 3.13), or name it: make PYTHON=/path/to/python3.13"; exit 1; } >&2
+endef
+
+.PHONY: repro test doctor app base lock FORCE
 
 repro: .venv/installed
 	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
@@ -22,10 +32,10 @@ app: .venv/installed    # after `make repro`: it reads models/adapter
 base: .venv/installed   # make the tiny base again (about an hour on two cores); not needed for anything else
 	cd models/tiny-paligemma && PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
 
-.venv/installed: requirements.txt
-	@test -n "$(PYTHON)" && $(PYTHON) -c '$(CHECK)' \
-	  || { echo "error: no Python 3.11 or 3.12 with venv found: run make PYTHON=/path/to/python3.12"; exit 1; }
-	@echo "installing requirements.txt into .venv (about 6 GB with CUDA's libraries; minutes)"
-	$(PYTHON) -m venv .venv
-	$(VENV)/python -m pip install --disable-pip-version-check -q -r requirements.txt
-	@touch $@
+lock:                   # requirements.lock again, from requirements.txt
+	$(need_python)
+	@$(PYTHON) install.py lock
+
+.venv/installed: requirements.lock $(FORCED)
+	$(need_python)
+	@$(PYTHON) install.py $(if $(TORCH),--torch $(TORCH))

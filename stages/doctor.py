@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources.kaggle_download import DATA_SETS, KEY, page
 from explainmyxray.training import memory
 
-REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
 PROMPT = 8  # tokens of <bos>, prompt and line break, at most
 DISK = {"phantom": 1, "kaggle": 20}  # GiB for archives, prepared images and checkpoints
@@ -52,27 +53,30 @@ def main() -> None:
 
 def python(settings: Settings) -> Iterator[Line]:
     """The interpreter, and the machine under it."""
-    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    yield (
-        GOOD if good else MISSING,
-        f"Python {platform.python_version()}, {os.cpu_count()} cores"
-        + ("" if good else ": 3.11 or 3.12 is asked for"),
-    )
+    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
+    if (3, 11) <= sys.version_info[:2] <= (3, 14):
+        yield GOOD, machine
+    else:
+        yield MISSING, f"{machine}: 3.11, 3.12, 3.13 or 3.14 is needed"
 
 
 def libraries(settings: Settings) -> Iterator[Line]:
-    """Each pinned library in its exact version."""
-    pins = [line.split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
-    other = [
-        f"{name} {found or 'is not installed'} (pinned: {pin})"
-        for name, pin in pins
-        if (found := installed(name)) != pin
-    ]
-    yield (
-        (NOTE, f"libraries: {', '.join(other)}; figures may differ: pip install -r requirements.txt")
-        if other
-        else (GOOD, f"libraries: all {len(pins)} in their pinned versions")
-    )
+    """Each library in the version that requirements.lock names; one with a condition (`; ...`) may be absent."""
+    locked = re.findall(r"^(\S+)==(\S+)( ;)?", LOCK.read_text(), re.MULTILINE)
+    differing = []
+    count = 0
+    for name, wanted, condition in locked:
+        found = installed(name)
+        if found is None and condition:
+            continue
+        count += 1
+        if found != wanted:
+            differing.append(f"{name} {found or 'is not installed'} (locked: {wanted})")
+    if differing:
+        text = f"libraries: {', '.join(differing)}; figures may differ: rm .venv/installed, then make .venv/installed"
+        yield NOTE, text
+    else:
+        yield GOOD, f"libraries: all {count} in their locked versions"
 
 
 def installed(name: str) -> str | None:
