@@ -14,13 +14,14 @@ import sys
 from itertools import product
 from pathlib import Path
 
-sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hugging Face's library
+# This folder last: `import evaluate` means Hugging Face's library, not stages/evaluate.py.
+sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 from ruamel.yaml import YAML
 
 from explainmyxray.comparing.comparison import compare
-from explainmyxray.comparing.revisions import predictions
+from explainmyxray.comparing.revisions import load_predictions
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.pictures.ablation_plot import plot_ablation
 from explainmyxray.settings import load_settings
@@ -74,7 +75,7 @@ def experiment(variant: str, seed: int) -> str:
 def summary(plan: dict, samples: int) -> pd.DataFrame:
     """A row for each variant: its figures over all seeds, the least and the most of a seed, and the difference from the first."""
     tables = {
-        variant: [predictions(experiment(variant, seed)) for seed in plan["seeds"]]
+        variant: [load_predictions(experiment(variant, seed)) for seed in plan["seeds"]]
         for variant in plan["variants"]
     }
     first, *_ = tables

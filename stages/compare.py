@@ -10,12 +10,13 @@ the luck of one training run: for that, train again with another `train.seed` an
 import argparse
 import sys
 
-sys.path.append(sys.path.pop(0))  # this folder last: `import evaluate` means Hugging Face's library
+# This folder last: `import evaluate` means Hugging Face's library, not stages/evaluate.py.
+sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 
-from explainmyxray.comparing.comparison import compare, shared
-from explainmyxray.comparing.revisions import predictions
+from explainmyxray.comparing.comparison import common_images, compare
+from explainmyxray.comparing.revisions import load_predictions
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.settings import load_settings
 
@@ -35,8 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.samples < 1:
         parser.error("--samples: at least 1")
-    left, right = predictions(options.before), predictions(options.after)
-    before, after = shared(left, right)
+    left, right = load_predictions(options.before), load_predictions(options.after)
+    before, after = common_images(left, right)
     table = compare(before, after, options.samples, load_settings().seed)
     names = options.name or options.before, options.after or "working tree"
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
@@ -49,7 +50,7 @@ def main() -> None:
 
 def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
     """The table as Markdown, a line that sums it up above it and what it cannot say below."""
-    moved = table[~table["noise"]]
+    moved = table[~table["within_noise"]]
     said = ", ".join(f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()) or "nothing"
     lines = [
         f"**More than chance: {said}** ({after} against {before}, {images})",
@@ -58,7 +59,7 @@ def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
         "|---|---:|---:|---:|---:|---|",
     ]
     for row in table.itertuples():
-        verdict = "within chance" if row.noise else "**better**" if row.difference > 0 else "**worse**"
+        verdict = "within chance" if row.within_noise else "**better**" if row.difference > 0 else "**worse**"
         lines.append(
             f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
             f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |"

@@ -11,12 +11,12 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.append(
-    sys.path.pop(0)
-)  # this folder last: `import evaluate` means Hugging Face's library, not this script
+# This folder last: `import evaluate` means Hugging Face's library, not this script.
+sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 from accelerate.utils import set_seed
@@ -36,12 +36,8 @@ from explainmyxray.scoring import baselines, evaluation
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_metrics, write_table
 
-SPLITS, IMAGES, ADAPTER, METRICS = (
-    Path("data/splits"),
-    Path("data/images"),
-    Path("models/adapter"),
-    Path("metrics"),
-)
+SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
+METRICS = Path("metrics")
 
 
 def main() -> None:
@@ -51,63 +47,72 @@ def main() -> None:
     parser.add_argument(
         "--score", action="store_true", help="score metrics/predictions.csv again, without the model"
     )
-    settings, options = load_settings(), parser.parse_args()
+    options = parser.parse_args()
+    settings = load_settings()
     if not options.score:
         write_table(METRICS / "predictions.csv", predict(settings))
     predictions = read_table(METRICS / "predictions.csv", evaluation.COLUMNS)
     scored = evaluation.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
     write_metrics(METRICS / "eval.json", scored.metrics)
     print(summary(scored.metrics), flush=True)
-    show(predictions, scored, settings)
+    write_plots(predictions, scored, settings)
 
 
 def predict(settings: Settings) -> pd.DataFrame:
     """The test split with a report from the model and from each baseline: the columns of `evaluation.COLUMNS`."""
     require_usable_gpu()
     logging.set_verbosity_error()
-    base = check_base(tuned_base(ADAPTER, settings.model))
-    train, test = (read_table(SPLITS / f"{name}.csv", REPORT_COLUMNS) for name in ("train", "test"))
+    train = read_table(SPLITS / "train.csv", REPORT_COLUMNS)
+    test = read_table(SPLITS / "test.csv", REPORT_COLUMNS)
+    train_images, test_images = list(train["image"]), list(test["image"])
+    predictions = test[[*evaluation.IMAGE_COLUMNS, "report"]].copy()
     set_seed(settings.seed)
     started = time.monotonic()
+
+    # 1) The tuned model's report of each image, and, as `blind`, its report of another patient's image.
+    base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER)
-    predictions = test[[*evaluation.FACTS, "report"]].copy()
-    predictions[evaluation.MODEL] = generate(model, processor, IMAGES, list(test["image"]), settings.evaluate)
-    predictions["blind"] = predictions[evaluation.MODEL].to_numpy()[
-        baselines.other_patients(test["patient"], settings.seed)
-    ]
+    generated = generate(model, processor, IMAGES, test_images, settings.evaluate)
+    predictions[evaluation.MODEL] = generated
+    shown = baselines.other_patients(test["patient"], settings.seed)
+    predictions["blind"] = [generated[image] for image in shown]
+
+    # 2) The base without adapter: its reports, and its image features for what needs no language model.
     with model.disable_adapter():
-        predictions["untuned"] = generate(
-            model, processor, IMAGES, list(test["image"]), settings.evaluate, "untuned"
-        )
-        seen = {
-            name: image_features(
-                model, processor, IMAGES, list(rows["image"]), settings.evaluate.batch_size
-            ).numpy()
-            for name, rows in (("train", train), ("test", test))
-        }
+        predictions["untuned"] = generate(model, processor, IMAGES, test_images, settings.evaluate, "untuned")
+        batch_size = settings.evaluate.batch_size
+        train_features = image_features(model, processor, IMAGES, train_images, batch_size).numpy()
+        test_features = image_features(model, processor, IMAGES, test_images, batch_size).numpy()
     write_runtime("evaluate", started, images=2 * len(test))
 
-    labels = train["labels"].map(split_labels)
-    told = baselines.classifier(seen["train"], labels, seen["test"], settings.seed, train["patient"])
+    # 3) Baselines without a language model, and the ceiling.
+    train_labels = [split_labels(labels) for labels in train["labels"]]
+    test_labels = [split_labels(labels) for labels in test["labels"]]
+    classified = baselines.classifier(
+        train_features, train_labels, test_features, settings.seed, train["patient"]
+    )
+    similar = baselines.nearest(train_features, test_features)
     predictions["majority"] = baselines.majority(train)
-    predictions["nearest"] = train["report"].to_numpy()[baselines.nearest(seen["train"], seen["test"])]
-    predictions["classifier"] = reports("classifier", told, test, settings)
-    predictions["ceiling"] = reports("ceiling", test["labels"].map(split_labels), test, settings)
+    predictions["nearest"] = train["report"].to_numpy()[similar]
+    predictions["classifier"] = render_reports("classifier", classified, test_images, settings)
+    predictions["ceiling"] = render_reports("ceiling", test_labels, test_images, settings)
     return predictions[list(evaluation.COLUMNS)]
 
 
-def reports(name: str, labels, test: pd.DataFrame, settings: Settings) -> list[str]:
-    """Fresh reports from labels, worded independently of the reference reports."""
+def render_reports(
+    system: str, findings: Sequence[frozenset[str]], images: Sequence[str], settings: Settings
+) -> list[str]:
+    """A fresh report for each image from its findings, worded independently of the reference reports."""
     templates = load_templates()
-    rngs = (random.Random(f"{name}:{settings.seed}:{image}") for image in test["image"])
-    return [
-        render_report(each, templates, rng, settings.reports.pertinent_negatives)
-        for each, rng in zip(labels, rngs)
-    ]
+    reports = []
+    for image, positive in zip(images, findings):
+        rng = random.Random(f"{system}:{settings.seed}:{image}")
+        reports.append(render_report(positive, templates, rng, settings.reports.pertinent_negatives))
+    return reports
 
 
-def show(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Settings) -> None:
+def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Settings) -> None:
     """The tables and pictures behind `dvc plots show`."""
     plots = METRICS / "plots"
     write_table(plots / "findings.csv", scored.findings.round(4))
@@ -118,7 +123,7 @@ def show(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Set
         draw_gallery(
             predictions,
             scored.predicted,
-            scored.order,
+            scored.best_to_worst,
             IMAGES,
             METRICS / "gallery.png",
             settings.evaluate.gallery,
@@ -129,15 +134,14 @@ def show(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Set
         ) from None
 
 
-def summary(figures: dict) -> str:
+def summary(metrics: dict) -> str:
     """The headline figures of the model and of what it is measured against."""
-    rows = {"model": figures, **figures["baselines"]}
     lines = [f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}"]
-    for name, each in rows.items():
-        f = each["findings"]
+    for name, figures in {"model": metrics, **metrics["baselines"]}.items():
+        findings = figures["findings"]
         lines.append(
-            f"{name:<11}{each['bleu']:>7.2f}{each['rougeL']:>9.3f}{f['micro_f1']:>10.3f}{f['macro_f1']:>10.3f}"
-            f"{f['exact_match']:>8.3f}{each['distinct_reports']:>10}"
+            f"{name:<11}{figures['bleu']:>7.2f}{figures['rougeL']:>9.3f}{findings['micro_f1']:>10.3f}"
+            f"{findings['macro_f1']:>10.3f}{findings['exact_match']:>8.3f}{figures['distinct_reports']:>10}"
         )
     return "\n".join(lines)
 

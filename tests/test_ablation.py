@@ -42,7 +42,7 @@ def test_the_table_tells_more_than_chance_from_chance(ablation, monkeypatch, tmp
         for place, (variant, right) in enumerate(skill.items())
         for seed in (1, 2, 3)
     }
-    monkeypatch.setattr(ablation, "predictions", made.get)
+    monkeypatch.setattr(ablation, "load_predictions", made.get)
     monkeypatch.chdir(ROOT)  # params.yaml, for the bootstrap's seed
     table = ablation.summary({"variants": dict.fromkeys(skill, {}), "seeds": [1, 2, 3]}, samples=1000)
     f1 = table[table["figure"] == "micro-F1"].set_index("variant")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from conftest import write_params
-from explainmyxray.comparing.comparison import compare, shared
+from explainmyxray.comparing.comparison import common_images, compare
 from explainmyxray.errors import UserError
 from explainmyxray.reports import writer
 from explainmyxray.reports.templates import load_templates
@@ -28,11 +28,11 @@ def predictions(right: float, seed: int, images: int = 120) -> pd.DataFrame:
     rows = []
     for row in range(images):
         labels = set(facts.choice(NAMES, size=facts.integers(0, 3), replace=False))
-        said = labels if luck.random() < right else set(luck.choice(NAMES, size=1))
+        named = labels if luck.random() < right else set(luck.choice(NAMES, size=1))
         wording = random.Random(row)
         texts = {
-            name: writer.render_report(each, templates, wording, 1)
-            for name, each in (("report", labels), (evaluation.MODEL, said))
+            column: writer.render_report(findings, templates, wording, 1)
+            for column, findings in (("report", labels), (evaluation.MODEL, named))
         }
         rows.append(
             dict.fromkeys(evaluation.COLUMNS, "")
@@ -51,18 +51,18 @@ def test_a_model_that_is_better_is_told_from_one_that_is_not():
     before, same, better = predictions(0.6, 1), predictions(0.6, 2), predictions(0.95, 3)
     moved = compare(before, better, 2000, 0).set_index("figure")
     row = moved.loc["findings.micro_f1"]
-    assert not row["noise"] and row["low"] > 0 and row["low"] < row["difference"] < row["high"]
+    assert not row["within_noise"] and row["low"] > 0 and row["low"] < row["difference"] < row["high"]
     assert np.isclose(row["after"] - row["before"], row["difference"])
-    assert compare(before, same, 2000, 0).set_index("figure").loc["findings.micro_f1", "noise"]
+    assert compare(before, same, 2000, 0).set_index("figure").loc["findings.micro_f1", "within_noise"]
     worse = compare(better, before, 2000, 0).set_index("figure").loc["findings.micro_f1"]
-    assert not worse["noise"] and worse["high"] < 0
+    assert not worse["within_noise"] and worse["high"] < 0
 
 
 def test_chance_alone_is_seldom_called_a_difference():
     """A 95 % interval leaves out the truth in about one of twenty pairs of equal models."""
     pairs = [(predictions(0.7, 100 + seed), predictions(0.7, 200 + seed)) for seed in range(40)]
     called = [
-        not compare(*pair, 200, seed).set_index("figure").loc["findings.micro_f1", "noise"]
+        not compare(*pair, 200, seed).set_index("figure").loc["findings.micro_f1", "within_noise"]
         for seed, pair in enumerate(pairs)
     ]
     assert sum(called) <= 7  # binomial(40, 0.05): more in one of 1,000
@@ -76,18 +76,18 @@ def test_the_comparison_is_paired_and_seeded():
     width = table.set_index("figure").loc["findings.micro_f1"]
     alone = compare(before, predictions(0.7, 2), 2000, 0).set_index("figure").loc["findings.micro_f1"]
     assert width["high"] - width["low"] < 0.6 * (alone["high"] - alone["low"])
-    assert compare(before, before, 100, 0)["noise"].all()
+    assert compare(before, before, 100, 0)["within_noise"].all()
     pd.testing.assert_frame_equal(table, compare(before, after, 2000, 0))
     assert not table["figure"].str.contains("Hernia").any()  # no test image has it
 
 
 def test_only_images_that_both_have_are_compared():
     before, after = predictions(0.6, 1), predictions(0.6, 2).sample(frac=1, random_state=0)
-    left, right = shared(before.iloc[:100], after)
+    left, right = common_images(before.iloc[:100], after)
     assert len(left) == 100 and list(left["image"]) == list(right["image"])
     other = after.assign(patient="q" + after["patient"])  # the same names, another seed's phantoms
     with pytest.raises(UserError, match="cannot be compared"):
-        shared(before, other)
+        common_images(before, other)
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from explainmyxray.pictures import gallery, gallery_page, plots
+from explainmyxray.pictures import gallery, plots
 from explainmyxray.reports.findings import FINDINGS
 
 LONG = "The cardiac silhouette is enlarged, $x_1$ and there is pleural_thickening^2 " * 12 + "w" * 200
@@ -18,17 +18,17 @@ def cases(tmp_path):
     for number, size in enumerate(sizes):
         pixels = np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    facts = {"source": "chest_xray_pneumonia", "view": "PA", "age_years": "61", "sex": "F"}
+    known = {"source": "chest_xray_pneumonia", "view": "PA", "age_years": "61", "sex": "F"}
     return pd.DataFrame(
         [
-            facts
+            known
             | {
                 "image": "0.png",
                 "labels": "Edema|Mass",
                 "report": "There is edema. A mass.",
                 "generated": "Edema.",
             },
-            facts
+            known
             | {
                 "image": "1.png",
                 "labels": "No Finding",
@@ -36,7 +36,7 @@ def cases(tmp_path):
                 "generated": LONG,
                 "view": "",
             },
-            facts
+            known
             | {
                 "image": "2.png",
                 "labels": "|".join(FINDINGS),
@@ -48,11 +48,11 @@ def cases(tmp_path):
     )
 
 
-READ = [frozenset({"Edema"}), frozenset({"Effusion"}), frozenset()]
+PREDICTED = [frozenset({"Edema"}), frozenset({"Effusion"}), frozenset()]
 
 
 def draw(cases, folder, name="gallery.png", n=3):
-    gallery.draw_gallery(cases, READ, [0, 1, 2], folder, folder / name, n)
+    gallery.draw_gallery(cases, PREDICTED, [0, 1, 2], folder, folder / name, n)
     return (folder / name).read_bytes()
 
 
@@ -62,49 +62,59 @@ def test_gallery_has_the_same_bytes_each_time_and_the_width_of_a_readme(cases, t
         assert image.width == 1000 and not image.info.get("Software")
 
 
-def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
-    )
-    draw(cases, tmp_path)
-    renderer = figures[0].canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in figures[0].texts]
-    boxes += [axes.get_window_extent(renderer) for axes in figures[0].axes]
-    limits = figures[0].bbox
-    for number, box in enumerate(boxes):
-        assert limits.x0 <= box.x0 and box.x1 <= limits.x1 and limits.y0 <= box.y0 and box.y1 <= limits.y1
-        for other in boxes[:number]:
-            apart = (
-                min(box.x1, other.x1) - max(box.x0, other.x0),
-                min(box.y1, other.y1) - max(box.y0, other.y0),
-            )
-            assert min(apart) <= 1  # a pixel: the boxes of two lines touch
+@pytest.fixture
+def written(monkeypatch):
+    """What the gallery writes, as it does: (text, its box on the page)."""
+    texts = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def record(drawing, place, text, fill, font):
+        texts.append((text, drawing.textbbox(place, text, font)))
+        return draw_text(drawing, place, text, fill, font)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    return texts
 
 
-def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(
-        gallery_page.Page, "write", lambda self, left, top, text, *_, **__: written.append(text)
-    )
+def test_nothing_in_the_gallery_overlaps_or_leaves_the_page(cases, tmp_path, written, monkeypatch):
+    xrays = []
+    paste = Image.Image.paste
+
+    def record(page, image, place):
+        if page.width == gallery.WIDTH:
+            xrays.append((*place, place[0] + image.width, place[1] + image.height))
+        return paste(page, image, place)
+
+    monkeypatch.setattr(Image.Image, "paste", record)
     draw(cases, tmp_path)
-    everything = "\n".join(written)
-    assert (
-        "not a medical device" in everything
-        and "synthetic" in everything
-        and "research and teaching" in everything
-    )
-    assert {"✓ Edema", "✗ Mass", "+ Effusion", "✗ Pleural Thickening"} <= set(written)
-    assert {"Reference · best case", "Reference · median case", "Reference · worst case"} <= set(written)
-    assert "chest_xray_pneumonia\nPA · 61 years · F" in written
+    with Image.open(tmp_path / "gallery.png") as image:
+        width, height = image.size
+    boxes = [box for text, box in written if text] + xrays
+    assert len(xrays) == 3
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        assert left >= 0 and top >= 0 and right <= width and bottom <= height
+        for other_left, other_top, other_right, other_bottom in boxes[:number]:
+            overlap_x = min(right, other_right) - max(left, other_left)
+            overlap_y = min(bottom, other_bottom) - max(top, other_top)
+            assert min(overlap_x, overlap_y) <= 0
+
+
+def test_gallery_says_what_it_is_not_and_marks_what_it_shows(cases, tmp_path, written):
+    draw(cases, tmp_path)
+    texts = [text for text, _ in written]
+    everything = "\n".join(texts)
+    for words in ("not a medical device", "synthetic", "research and teaching", "Pleural Thickening"):
+        assert words in everything
+    assert {"✓ found: Edema", "✗ missed: Mass", "+ invented: Effusion"} <= set(texts)
+    assert {"Reference · best case", "Reference · median case", "Reference · worst case"} <= set(texts)
+    assert texts[texts.index("chest_xray_pneumonia") + 1] == "PA · 61 years · F"
 
 
 def test_the_pixels_of_an_xray_are_shown_as_they_are(cases, tmp_path):
     draw(cases, tmp_path)
     with Image.open(tmp_path / "gallery.png") as image:
-        shown = np.asarray(image.convert("L"))[
-            gallery.HEAD : gallery.HEAD + 224, gallery_page.MARGIN : gallery_page.MARGIN + 224
-        ]
+        left, top = gallery.MARGIN, gallery.HEAD
+        shown = np.asarray(image.convert("L"))[top : top + 224, left : left + 224]
     with Image.open(tmp_path / "0.png") as image:
         assert (shown == np.asarray(image)).all()
 
@@ -117,21 +127,34 @@ def test_choose_takes_the_ends_and_the_middle_and_no_row_twice():
         assert rows == sorted(set(rows)) and len(rows) == min(n, 5)
 
 
-def test_findings_of_names_found_missed_and_invented():
-    pairs = gallery.findings_of(frozenset({"Mass", "Edema"}), frozenset({"Mass", "Hernia"}))
-    assert pairs == [("found", "Mass"), ("missed", "Edema"), ("invented", "Hernia")]
-    assert gallery.findings_of(frozenset(), frozenset()) == [("found", "No Finding")]
+def test_outcomes_name_what_was_found_missed_and_invented():
+    named = gallery.outcomes(frozenset({"Mass", "Edema"}), frozenset({"Mass", "Hernia"}))
+    assert named == {"found": ["Mass"], "missed": ["Edema"], "invented": ["Hernia"]}
+    assert gallery.outcomes(frozenset(), frozenset()) == {"found": ["No Finding"]}
 
 
 def test_wrap_keeps_the_words_and_the_width():
     text = "There is enlargement of the cardiac silhouette. " * 3
-    lines = gallery_page.wrap(text, gallery_page.PLAIN, 200, 99)
+    lines = gallery.wrap(text, 200, 99)
     assert " ".join(lines) == text.strip()
-    assert all(gallery_page.text_width(line, gallery_page.PLAIN) <= 200 for line in lines)
-    assert "".join(gallery_page.wrap("w" * 90, gallery_page.PLAIN, 100, 99)) == "w" * 90
-    assert gallery_page.wrap("", gallery_page.PLAIN, 100, 99) == ["(nothing)"]
-    cut = gallery_page.wrap(text, gallery_page.PLAIN, 200, 2)
+    assert all(gallery.font().getlength(line) <= 200 for line in lines)
+    assert "".join(gallery.wrap("w" * 90, 100, 99)) == "w" * 90
+    assert gallery.wrap("", 100, 99) == ["(nothing)"]
+    cut = gallery.wrap(text, 200, 2)
     assert len(cut) == 2 and cut[-1].endswith("…") and cut[0] == lines[0]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, as matplotlib has them."""
+    saved = []
+
+    def save(figure, path, **_):
+        saved.append(figure)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return saved
 
 
 def findings_rows(**support):
@@ -165,11 +188,7 @@ def test_plots_have_the_same_bytes_each_time_whatever_the_matplotlibrc(plot, row
 @pytest.mark.parametrize(
     "plot, rows", [(plots.plot_findings, findings_rows()), (plots.plot_systems, systems_rows())]
 )
-def test_plot_labels_stay_on_the_page(plot, rows, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
-    )
+def test_plot_labels_stay_on_the_page(plot, rows, tmp_path, figures):
     plot(rows, tmp_path / "a.png")
     tight, page_box = figures[0].get_tightbbox(), figures[0].bbox_inches
     assert (
@@ -180,11 +199,7 @@ def test_plot_labels_stay_on_the_page(plot, rows, tmp_path, monkeypatch):
     )
 
 
-def test_a_finding_that_no_image_has_gets_no_dot(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, path, **_: (figures.append(self), path.write_bytes(b""))
-    )
+def test_a_finding_that_no_image_has_gets_no_dot(tmp_path, figures):
     plots.plot_findings(findings_rows(Hernia=0), tmp_path / "a.png")
     axes = figures[0].axes[0]
     assert len(axes.collections[1].get_offsets()) == 13

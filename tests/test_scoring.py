@@ -16,7 +16,11 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.scoring import bleu, evaluation, finding_scores, intervals, rouge
-from explainmyxray.scoring.sufficient_statistics import metrics_from_statistics, parts, totals
+from explainmyxray.scoring.sufficient_statistics import (
+    metrics_from_statistics,
+    sufficient_statistics,
+    total,
+)
 from explainmyxray.tables import join_labels, rounded, split_labels
 
 REPORTS = [
@@ -29,7 +33,7 @@ REPORTS = [
 SETS = st.lists(st.frozensets(st.sampled_from(FINDINGS), max_size=5), min_size=12, max_size=12)
 
 
-def said(text: str) -> frozenset[str]:
+def names_in(text: str) -> frozenset[str]:
     """A stand-in for the labeler: the names that stand in the text."""
     return frozenset(name for name in FINDINGS if name in text)
 
@@ -47,24 +51,18 @@ def table(n: int, seed: int = 0, right: float = 0.6) -> pd.DataFrame:
     rows = []
     for row in range(n):
         labels = draw()
-        guesses = {
-            name: labels if rng.random() < right else draw()
-            for name in (evaluation.MODEL, *evaluation.BASELINES)
-        }
-        facts = {
+        guesses = [labels if rng.random() < right else draw() for _ in evaluation.SYSTEMS]
+        known = {
             "image": f"{row}.png",
             "source": "phantom",
             "patient": f"p{row // 2}",
             "labels": join_labels(labels),
-        }
-        known = {
             "view": rng.choice(["PA", "AP", ""]),
             "age_years": rng.choice(["", "0.5", "40", "87"]),
             "sex": "F",
         }
-        rows.append(
-            facts | known | {"report": word(labels)} | {name: word(each) for name, each in guesses.items()}
-        )
+        texts = [word(findings) for findings in (labels, *guesses)]
+        rows.append(known | dict(zip(("report", *evaluation.SYSTEMS), texts)))
     return pd.DataFrame(rows)
 
 
@@ -130,7 +128,7 @@ def test_findings_figures_equal_sklearn(true, predicted):
         return np.array([[name in each for name in FINDINGS] for each in sets])
 
     y, z = as_array(true), as_array(predicted)
-    counted = finding_scores.counts(true, predicted).sum(0)
+    counted = finding_scores.outcome_counts(true, predicted).sum(0)
     expected = np.array(precision_recall_fscore_support(y, z, zero_division=0)).T
     figures = finding_scores.per_finding(counted)
     assert np.allclose([list(figures[name].values()) for name in FINDINGS], expected, atol=1e-12)
@@ -140,53 +138,54 @@ def test_findings_figures_equal_sklearn(true, predicted):
         f1_score(y[:, there], z[:, there], average=None, zero_division=0).mean() if there.sum() > 1 else None
     )
     assert macro is None or np.isclose(finding_scores.macro_f1(counted), macro)
-    assert finding_scores.exact(true, predicted).mean() == (y == z).all(1).mean()
+    assert finding_scores.exact_match(true, predicted).mean() == (y == z).all(1).mean()
 
 
 def test_findings_of_nothing_are_finite_and_complete():
     nothing = [frozenset()] * 3
-    counted = finding_scores.counts(nothing, nothing).sum(0)
+    counted = finding_scores.outcome_counts(nothing, nothing).sum(0)
     assert list(finding_scores.per_finding(counted)) == list(FINDINGS)
     assert finding_scores.micro_f1(counted) == finding_scores.macro_f1(counted) == 0
-    assert finding_scores.exact(nothing, nothing).tolist() == [1, 1, 1]
+    assert finding_scores.exact_match(nothing, nothing).tolist() == [1, 1, 1]
 
 
 def test_a_name_outside_the_14_is_refused():
     with pytest.raises(ValueError, match="No Finding"):
-        finding_scores.counts([frozenset({"No Finding"})], [frozenset()])
+        finding_scores.outcome_counts([frozenset({"No Finding"})], [frozenset()])
 
 
 def test_confusion_pairs_what_was_missed_with_what_was_written_instead():
-    true = [{"Mass", "Edema"}, {"Mass"}, set(), {"Hernia"}]
-    predicted = [{"Edema", "Nodule"}, set(), {"Effusion"}, {"Hernia"}]
+    true = [frozenset({"Mass", "Edema"}), frozenset({"Mass"}), frozenset(), frozenset({"Hernia"})]
+    predicted = [frozenset({"Edema", "Nodule"}), frozenset(), frozenset({"Effusion"}), frozenset({"Hernia"})]
     instead = [("Mass", "Nodule"), ("Mass", "nothing"), ("nothing", "Effusion")]
     expected = [("Edema", "Edema"), *instead, ("Hernia", "Hernia")]
-    assert finding_scores.confusion(map(frozenset, true), map(frozenset, predicted)) == expected
+    assert finding_scores.confusion_pairs(true, predicted) == expected
 
 
 def test_resamples_draw_whole_patients():
     patients = ["b", "a", "b", "c", "a", "b"]
-    drawn = intervals.weights(patients, 50, seed=1)
-    assert (drawn[:, [0, 0, 1]] == drawn[:, [2, 5, 4]]).all()
-    assert (drawn[:, [0, 1, 3]].sum(1) == 3).all()  # as many patients as there are
-    assert (drawn == intervals.weights(patients, 50, seed=1)).all()
-    assert (drawn != intervals.weights(patients, 50, seed=2)).any()
+    weights = intervals.bootstrap_weights(patients, 50, seed=1)
+    assert (weights[:, [0, 0, 1]] == weights[:, [2, 5, 4]]).all()
+    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()  # as many patients as there are
+    assert (weights == intervals.bootstrap_weights(patients, 50, seed=1)).all()
+    assert (weights != intervals.bootstrap_weights(patients, 50, seed=2)).any()
     order = [3, 2, 1, 0, 5, 4]
-    assert (drawn[:, order] == intervals.weights(np.array(patients)[order], 50, seed=1)).all()
+    assert (weights[:, order] == intervals.bootstrap_weights(np.array(patients)[order], 50, seed=1)).all()
 
 
-def rows_of(frame: pd.DataFrame):
-    true, predicted = frame["labels"].map(split_labels), frame["generated"].map(said)
-    return parts(frame["generated"], frame["report"], list(true), list(predicted))
+def statistics_of(frame: pd.DataFrame):
+    true = [split_labels(labels) for labels in frame["labels"]]
+    predicted = [names_in(text) for text in frame["generated"]]
+    return sufficient_statistics(frame["generated"], frame["report"], true, predicted)
 
 
 def test_a_resample_scores_as_if_its_images_were_written_out():
     frame = table(40)
-    drawn = intervals.weights(frame["patient"], 5, seed=3)
-    quick = metrics_from_statistics(intervals.resampled(rows_of(frame), drawn))
-    for sample, times in enumerate(drawn.astype(int)):
+    weights = intervals.bootstrap_weights(frame["patient"], 5, seed=3)
+    quick = metrics_from_statistics(intervals.resample(statistics_of(frame), weights))
+    for sample, times in enumerate(weights.astype(int)):
         written_out = frame.loc[frame.index.repeat(times)]
-        slow = metrics_from_statistics(totals(rows_of(written_out)))
+        slow = metrics_from_statistics(total(statistics_of(written_out)))
         assert {name: pytest.approx(value[sample]) for name, value in quick.items()} == slow
         assert quick["bleu"][sample] == direct_bleu(
             written_out["generated"].tolist(), written_out["report"].tolist()
@@ -199,16 +198,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         of_patient = rng.normal(size=60)  # three images of a patient agree: 60 values, not 180
         patients = np.repeat(np.arange(60), 3)
         rows = {"value": of_patient[patients], "n": np.ones(180)}
-        sums = intervals.resampled(rows, intervals.weights(patients, 400, trial))
+        sums = intervals.resample(rows, intervals.bootstrap_weights(patients, 400, trial))
         interval = intervals.confidence_interval(sums["value"] / sums["n"])
         hits += interval["low"] <= 0 <= interval["high"]
-    assert 180 <= hits <= 199  # images drawn singly would give about 150
+    assert 180 <= hits <= 199  # images weights singly would give about 150
 
 
 @pytest.fixture(scope="module")
 def scored():
     frame = table(120)
-    return frame, evaluation.score(frame, seed=42, bootstrap_samples=200, read=said)
+    return frame, evaluation.score(frame, seed=42, bootstrap_samples=200, labeler=names_in)
 
 
 def test_eval_json_is_what_the_design_says(scored):
@@ -247,21 +246,23 @@ def test_slices_add_up_and_say_when_they_are_too_small(scored):
     assert set(slices["view"]) == {"PA", "AP"}  # unknown ones are in no slice
     for part in slices["view"].values():
         assert part["too_small"] == (part["n"] < 30)
-    alone = evaluation.score(frame[frame["view"] == "PA"], 42, 10, read=said).metrics
+    alone = evaluation.score(frame[frame["view"] == "PA"], 42, 10, labeler=names_in).metrics
     assert slices["view"]["PA"]["micro_f1"] == pytest.approx(alone["findings"]["micro_f1"])
     assert "micro_f1" not in slices["findings"]["none"] and slices["findings"]["none"]["exact_match"] > 0
 
 
 def test_scoring_again_or_in_another_order_gives_the_same_metrics(scored):
     frame, result = scored
-    again = evaluation.score(frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, read=said)
+    again = evaluation.score(
+        frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, labeler=names_in
+    )
     assert rounded(again.metrics) == rounded(result.metrics)
 
 
 def test_a_perfect_model_and_a_silent_one():
     frame = table(40)
     frame["generated"], frame["majority"] = frame["report"], ""
-    metrics = evaluation.score(frame, 42, 50, read=said).metrics
+    metrics = evaluation.score(frame, 42, 50, labeler=names_in).metrics
     assert metrics["bleu"] == pytest.approx(100) and metrics["rougeL"] == 1
     assert metrics["findings"]["macro_f1"] == metrics["findings"]["exact_match"] == 1
     silent = metrics["baselines"]["majority"]
@@ -271,15 +272,15 @@ def test_a_perfect_model_and_a_silent_one():
 
 def test_order_goes_from_the_best_report_to_the_worst(scored):
     frame, result = scored
-    wrong = [len(split_labels(frame["labels"][row]) ^ result.predicted[row]) for row in result.order]
-    assert sorted(result.order) == list(range(120))
+    wrong = [len(split_labels(frame["labels"][row]) ^ result.predicted[row]) for row in result.best_to_worst]
+    assert sorted(result.best_to_worst) == list(range(120))
     assert wrong[0] == 0 and wrong[-1] == max(wrong)
 
 
 def test_repetition_is_counted():
     frame = table(10)
     frame["generated"] = ["The lungs are clear. The LUNGS are clear.", *["The lungs are clear."] * 9]
-    metrics = evaluation.score(frame, 42, 10, read=said).metrics
+    metrics = evaluation.score(frame, 42, 10, labeler=names_in).metrics
     assert metrics["repetitive_reports"] == 1 and metrics["distinct_reports"] == 2
 
 

@@ -6,14 +6,21 @@ import pandas as pd
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
-from explainmyxray.scoring import evaluation, finding_scores, intervals
-from explainmyxray.scoring.sufficient_statistics import Parts, metrics_from_statistics, parts, totals
+from explainmyxray.scoring import finding_scores
+from explainmyxray.scoring.evaluation import MODEL
+from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
+from explainmyxray.scoring.sufficient_statistics import (
+    Statistics,
+    metrics_from_statistics,
+    sufficient_statistics,
+    total,
+)
 from explainmyxray.tables import split_labels
 
 KEY = ["image", "patient", "labels"]  # the same test image: a name alone may be another phantom's
 
 
-def shared(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def common_images(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of the test images that both tables have, in one order.
 
     Raises UserError where that is less than half of the larger: a comparison of two test sets compares the test sets.
@@ -28,42 +35,52 @@ def shared(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
-    """A row a figure: `figure`, `before`, `after`, `difference`, `low`, `high`, `noise`.
+    """A row a figure: `figure`, `before`, `after`, `difference`, `low`, `high`, `within_noise`.
 
     Both tables have the same images in the same order. Every resample draws the same patients for both, so that what makes
     an image hard for either cancels out. `low` and `high` are the middle 95 % of the differences (percentile bootstrap);
-    `noise` says whether they include 0. F1 of a finding that no image has is left out.
+    `within_noise` says whether they include 0. F1 of a finding that no image has is left out.
     """
-    drawn = intervals.weights(before["patient"], samples, seed)
-    rows = [_parts(table) for table in (before, after)]
-    point = [{name: float(value) for name, value in _figures(totals(each)).items()} for each in rows]
-    resampled = [_figures(intervals.resampled(each, drawn)) for each in rows]
-    table = pd.DataFrame(
-        {
-            "figure": name,
-            "before": point[0][name],
-            "after": point[1][name],
-            "difference": point[1][name] - point[0][name],
-            **intervals.confidence_interval(resampled[1][name] - resampled[0][name]),
-        }
-        for name in point[0]
-    )
-    without = {
-        f"F1 {name}"
-        for name, images in zip(FINDINGS, finding_scores.support(rows[0]["findings"].sum(0)))
-        if not images
-    }
-    table["noise"] = (table["low"] <= 0) & (table["high"] >= 0)
-    return table[~table["figure"].isin(without)].reset_index(drop=True)
+    statistics_before, statistics_after = _statistics(before), _statistics(after)
+    weights = bootstrap_weights(before["patient"], samples, seed)
+    figures_before = _figures(total(statistics_before))
+    figures_after = _figures(total(statistics_after))
+    resampled_before = _figures(resample(statistics_before, weights))
+    resampled_after = _figures(resample(statistics_after, weights))
+    rows = []
+    for name in figures_before:
+        interval = confidence_interval(resampled_after[name] - resampled_before[name])
+        value_before, value_after = float(figures_before[name]), float(figures_after[name])
+        rows.append(
+            {
+                "figure": name,
+                "before": value_before,
+                "after": value_after,
+                "difference": value_after - value_before,
+                **interval,
+                "within_noise": interval["low"] <= 0 <= interval["high"],
+            }
+        )
+    table = pd.DataFrame(rows)
+    support = finding_scores.support(statistics_before["findings"].sum(axis=0))
+    absent = [_f1_name(finding) for finding, images in zip(FINDINGS, support) if images == 0]
+    return table[~table["figure"].isin(absent)].reset_index(drop=True)
 
 
-def _parts(table: pd.DataFrame) -> Parts:
-    true, said = table["labels"].map(split_labels), table[evaluation.MODEL].map(positive_findings)
-    return parts(table[evaluation.MODEL], table["report"], list(true), list(said))
+def _statistics(table: pd.DataFrame) -> Statistics:
+    true = [split_labels(labels) for labels in table["labels"]]
+    predicted = [positive_findings(text) for text in table[MODEL]]
+    return sufficient_statistics(table[MODEL], table["report"], true, predicted)
 
 
-def _figures(sums: Parts) -> dict[str, np.ndarray]:
-    by_finding = finding_scores.precision_recall_f1(sums["findings"])[..., 2]
-    return metrics_from_statistics(sums) | dict(
-        zip(map("F1 {}".format, FINDINGS), np.moveaxis(by_finding, -1, 0))
-    )
+def _figures(sums: Statistics) -> dict[str, np.ndarray]:
+    """The figures over all findings, and F1 of each finding."""
+    figures = metrics_from_statistics(sums)
+    f1 = finding_scores.f1(sums["findings"])
+    for column, finding in enumerate(FINDINGS):
+        figures[_f1_name(finding)] = f1[..., column]
+    return figures
+
+
+def _f1_name(finding: str) -> str:
+    return f"F1 {finding}"

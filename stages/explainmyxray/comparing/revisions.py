@@ -1,4 +1,4 @@
-"""The predictions of a revision, as DVC keeps them beside its figures."""
+"""What a revision says of itself: its predictions, as DVC keeps them beside its figures."""
 
 import io
 
@@ -13,17 +13,22 @@ from explainmyxray.tables import parse_table
 PREDICTIONS = "metrics/predictions.csv"
 
 
-def predictions(revision: str | None) -> pd.DataFrame:
+def load_predictions(revision: str | None) -> pd.DataFrame:
     """The table of predictions of a commit, a branch or an experiment, of the working tree for None.
 
     Raises UserError where there is none.
     """
+    text = _read(PREDICTIONS, revision)
+    return parse_table(io.StringIO(text), f"{PREDICTIONS} of {_name(revision)}", evaluation.COLUMNS)
+
+
+def _read(path: str, revision: str | None) -> str:
     try:
-        text = dvc.api.read(PREDICTIONS, rev=revision)
+        return dvc.api.read(path, rev=revision)
     except (DvcException, OSError) as error:
-        raise UserError(
-            f"{revision or 'the working tree'} has no {PREDICTIONS}: {str(error).splitlines()[0]}"
-        ) from None
-    return parse_table(
-        io.StringIO(text), f"{PREDICTIONS} of {revision or 'the working tree'}", evaluation.COLUMNS
-    )
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{_name(revision)} has no {path}: {reason}") from None
+
+
+def _name(revision: str | None) -> str:
+    return revision or "the working tree"

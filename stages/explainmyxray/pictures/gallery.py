@@ -1,124 +1,171 @@
 """The gallery: X-rays beside the true and the generated report, with the findings found, missed and invented."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
 
-from explainmyxray.pictures.gallery_page import (
-    BOLD,
-    MARGIN,
-    MARKS,
-    PLAIN,
-    SMALL,
-    TITLE,
-    WIDTH,
-    XRAY,
-    Page,
-    chip_label,
-    wrap,
-)
-from explainmyxray.pictures.style import GREY, NOTE, picture
+from explainmyxray.outputs import replacing
+from explainmyxray.pictures.style import BLUE, GREEN, GREY, INK, NOTE, VERMILION
 from explainmyxray.tables import split_labels
 
-GAP = 24  # pixels
-COLUMN = (WIDTH - 2 * MARGIN - XRAY - 2 * GAP) // 2
-HEAD, FOOT, TEXT, LINE, CHIP, CAPTION = 92, 30, 22, 17, 28, 34
-MOST_LINES = 14  # of a text; an untuned model may ramble
+# All lengths are pixels of the page.
+WIDTH, MARGIN, GAP = 1000, 20, 24
+XRAY = 224
+LEFT = MARGIN + XRAY + GAP  # of the reference report
+COLUMN = (WIDTH - LEFT - MARGIN - GAP) // 2
+HEAD, FOOT = 64, 34
+LINE, HEADING, CAPTION = 18, 23, 38
+MAX_LINES = 14  # of a text; an untuned model may ramble
+SYMBOLS = {"found": ("✓", GREEN), "missed": ("✗", VERMILION), "invented": ("+", BLUE)}
+RULE = "#DDDDDD"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text: where its upper left corner stands on the page, and how it looks."""
+
+    left: int
+    top: int
+    text: str
+    size: int = 13
+    bold: bool = False
+    colour: str = INK
 
 
 def draw_gallery(
     predictions: pd.DataFrame,
     predicted: Sequence[frozenset[str]],
-    order: Sequence[int],
+    best_to_worst: Sequence[int],
     images: str | Path,
     path: str | Path,
     n: int,
 ) -> None:
     """Draw `n` cases, best, median and worst, as a PNG 1000 pixels wide.
 
-    `predicted` are the findings read from each row's generated report, `order` the rows from best to worst
-    (`scoring.evaluation.Evaluation`), `images` the folder that the column `image` is relative to. Raises OSError where an image is
-    missing.
+    `predicted` are the findings read from each row's generated report, `best_to_worst` rows (both of
+    `scoring.evaluation.Evaluation`), `images` the folder that the column `image` is relative to. Raises OSError where an
+    image is missing.
     """
-    cases = [(kind, *_laid_out(predictions.iloc[row], predicted[row])) for kind, row in choose(order, n)]
-    with picture(path, WIDTH, HEAD + FOOT + sum(height for *_, height in cases)) as figure:
-        page = Page(figure)
-        _head(page)
-        top = HEAD
-        for kind, case, texts, chips, height in cases:
-            page.rule(top - 10)
-            page.xray(MARGIN, top, Path(images) / case["image"])
-            page.write(MARGIN, top + XRAY + 6, _caption(case), SMALL, GREY)
-            _texts(page, top, kind, texts, chips)
-            top += height
-        page.rule(top - 10)
-        page.write(MARGIN, top + 4, NOTE, PLAIN)
+    # 1) Lay out: all lines of text, and where each X-ray stands.
+    lines = [Line(MARGIN, 20, "Reports on the test split: best, median and worst cases", size=18, bold=True)]
+    xrays = {}
+    top = HEAD
+    for kind, row in choose(best_to_worst, n):
+        case = predictions.iloc[row]
+        xrays[top] = Path(images) / case["image"]
+        of_case = _lines_of_case(case, predicted[row], kind, top)
+        lines += of_case
+        top = max(top + XRAY + CAPTION, of_case[-1].top + LINE) + GAP
+    lines.append(Line(MARGIN, top + 2, NOTE))
+    # 2) Draw, from top to bottom.
+    page = Image.new("RGB", (WIDTH, top + FOOT), "white")
+    drawing = ImageDraw.Draw(page)
+    for rule in (*xrays, top):
+        drawing.line((MARGIN, rule - GAP // 2, WIDTH - MARGIN, rule - GAP // 2), fill=RULE)
+    for xray_top, file in xrays.items():
+        page.paste(_square(file), (MARGIN, xray_top))
+    for line in lines:
+        drawing.text((line.left, line.top), line.text, line.colour, font(line.size, line.bold))
+    with replacing(path) as aside:
+        page.save(aside, format="png")
 
 
-def choose(order: Sequence[int], n: int) -> list[tuple[str, int]]:
+def choose(best_to_worst: Sequence[int], n: int) -> list[tuple[str, int]]:
     """(kind, row) of `n` different rows, best first: a third each of best, median and worst; what is over is median."""
-    n = min(n, len(order))
-    best, worst = n // 3, (n + 1) // 3
-    middle = list(order[best : len(order) - worst])
-    start = (len(middle) - (n - best - worst)) // 2
-    median = middle[start : start + n - best - worst]
-    kinds = {"best": order[:best], "median": median, "worst": order[len(order) - worst :]}
-    return [(kind, int(row)) for kind, rows in kinds.items() for row in rows]
+    n = min(n, len(best_to_worst))
+    num_best, num_worst = n // 3, (n + 1) // 3
+    num_median = n - num_best - num_worst
+    first_worst = len(best_to_worst) - num_worst
+    first_median = num_best + (first_worst - num_best - num_median) // 2
+    cases = [("best", row) for row in best_to_worst[:num_best]]
+    cases += [("median", row) for row in best_to_worst[first_median : first_median + num_median]]
+    cases += [("worst", row) for row in best_to_worst[first_worst:]]
+    return [(kind, int(row)) for kind, row in cases]
 
 
-def findings_of(true: frozenset[str], predicted: frozenset[str]) -> list[tuple[str, str]]:
-    """(kind, finding) for every finding that either set has; one `found` `No Finding` where both are empty."""
+def outcomes(true: frozenset[str], predicted: frozenset[str]) -> dict[str, list[str]]:
+    """The findings found, missed and invented, without kinds that have none; `No Finding` found where both are empty."""
+    if not true | predicted:
+        return {"found": ["No Finding"]}
     kinds = {"found": true & predicted, "missed": true - predicted, "invented": predicted - true}
-    pairs = [(kind, name) for kind, names in kinds.items() for name in sorted(names)]
-    return pairs or [("found", "No Finding")]
+    return {kind: sorted(names) for kind, names in kinds.items() if names}
 
 
-def _laid_out(case: pd.Series, predicted: frozenset[str]) -> tuple[pd.Series, list, list, int]:
-    """The case, its two texts in lines, its chips in lines, and the pixels it takes from top to bottom."""
-    texts = [wrap(case[column], PLAIN, COLUMN, MOST_LINES) for column in ("report", "generated")]
-    chips = _lines_of_chips(findings_of(split_labels(case["labels"]), predicted))
-    beside = TEXT + LINE * max(map(len, texts)) + 12 + CHIP * len(chips)
-    return case, texts, chips, max(XRAY + CAPTION, beside) + GAP
-
-
-def _lines_of_chips(pairs: list[tuple[str, str]]) -> list[list[tuple[float, str, str]]]:
-    """Chips laid out in lines of the two columns' width: (left edge, kind, label) each."""
-    lines, left = [[]], 0.0
-    for kind, name in pairs:
-        label, width = chip_label(kind, name)
-        if lines[-1] and left + width > 2 * COLUMN + GAP:
-            lines, left = [*lines, []], 0.0
-        lines[-1].append((left, kind, label))
-        left += width
+def wrap(text: str, width: int, max_lines: int = MAX_LINES, bold: bool = False) -> list[str]:
+    """`text` in lines of at most `width` pixels, `max_lines` at most; a longer word is cut, a longer text ends in …"""
+    typeface = font(bold=bold)
+    lines = [""]
+    for word in text.split() or ["(nothing)"]:
+        joined = f"{lines[-1]} {word}".strip()
+        if typeface.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        # Letter by letter, for a word that is longer than a line.
+        for letter in word:
+            if typeface.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        lines = [*lines[: max_lines - 1], f"{last[:-2]}…"]
     return lines
 
 
-def _head(page: Page) -> None:
-    page.write(MARGIN, 16, "Reports on the test split: best, median and worst cases", TITLE)
-    left = MARGIN
-    for kind in MARKS:
-        label, width = chip_label(kind, kind)
-        page.chip(left, 44, kind, label)
-        left += width
+def _lines_of_case(case: pd.Series, predicted: frozenset[str], kind: str, top: int) -> list[Line]:
+    """Caption, the two reports side by side, and under both the findings; the last one ends lowest of the texts."""
+    lines = []
+    for number, text in enumerate(_caption(case)):
+        lines.append(Line(MARGIN, top + XRAY + 5 + 15 * number, text, size=11, colour=GREY))
+    # The reports, in two columns.
+    columns = {
+        LEFT: (f"Reference · {kind} case", case["report"]),
+        LEFT + COLUMN + GAP: ("Generated", case["generated"]),
+    }
+    bottom = top
+    for left, (heading, report) in columns.items():
+        lines.append(Line(left, top, heading, bold=True))
+        wrapped = wrap(report, COLUMN)
+        for number, text in enumerate(wrapped):
+            lines.append(Line(left, top + HEADING + LINE * number, text))
+        bottom = max(bottom, top + HEADING + LINE * len(wrapped))
+    # The findings, a line or more for each outcome.
+    bottom += LINE // 2
+    for outcome, names in outcomes(split_labels(case["labels"]), predicted).items():
+        symbol, colour = SYMBOLS[outcome]
+        text = f"{symbol} {outcome}: {', '.join(names)}".replace("_", " ")
+        for part in wrap(text, 2 * COLUMN + GAP, bold=True):
+            lines.append(Line(LEFT, bottom, part, bold=True, colour=colour))
+            bottom += LINE
+    return lines
 
 
-def _texts(page: Page, top: float, kind: str, texts: list[list[str]], chips: list) -> None:
-    first = MARGIN + XRAY + GAP
-    for left, heading, lines in zip(
-        (first, first + COLUMN + GAP), (f"Reference · {kind} case", "Generated"), texts
-    ):
-        page.write(left, top, heading, BOLD)
-        for place, line in enumerate(lines):
-            page.write(left, top + TEXT + LINE * place, line, PLAIN)
-    under = top + TEXT + LINE * max(map(len, texts)) + 12
-    for place, line in enumerate(chips):
-        for left, mark, label in line:
-            page.chip(first + left, under + CHIP * place, mark, label)
-
-
-def _caption(case: pd.Series) -> str:
+def _caption(case: pd.Series) -> list[str]:
     """The source, and on a line of its own what is known of view, age and sex."""
     age = f"{case['age_years']} years" if case["age_years"] else ""
-    known = " · ".join(value for value in (case["view"], age, case["sex"]) if value)
-    return f"{case['source']}\n{known}".strip()
+    known = [value for value in (case["view"], age, case["sex"]) if value]
+    return [case["source"], " · ".join(known)]
+
+
+@cache
+def font(size: int = 13, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib; the basic layout, so that every build of Pillow sets the same text."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _square(file: Path) -> Image.Image:
+    """Grey, and 224 pixels a side with black bars, so that the page shows a pixel of it as one of its own."""
+    square = Image.new("L", (XRAY, XRAY))
+    with Image.open(file) as image:
+        image = image.convert("L")
+    image.thumbnail((XRAY, XRAY), Image.Resampling.LANCZOS)
+    square.paste(image, ((XRAY - image.width) // 2, (XRAY - image.height) // 2))
+    return square

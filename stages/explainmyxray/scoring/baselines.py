@@ -1,5 +1,7 @@
 """What a report scores without a language model's help: arrays and tables in, texts, indices or findings out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
@@ -8,10 +10,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from explainmyxray.errors import UserError
-from explainmyxray.scoring import finding_scores
+from explainmyxray.scoring.finding_scores import Findings, micro_f1, outcome_counts
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation, on standardised features
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5)  # a rare finding seldom reaches one half
+C_VALUES = (0.001, 0.01, 0.1, 1.0)  # inverse strength of regularisation, on standardised features
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5)  # of a finding's probability; a rare finding seldom reaches one half
+DEFAULT_C, DEFAULT_THRESHOLD = 0.01, 0.5  # where there are too few patients to choose
+MIN_PATIENTS = 5  # of which a fifth is set aside to choose C and threshold
 
 
 def majority(train: pd.DataFrame) -> str:
@@ -19,83 +23,124 @@ def majority(train: pd.DataFrame) -> str:
 
     Of equally common ones the first in alphabetical order, so that it does not depend on the order of rows.
     """
-    return _commonest(train.loc[train["labels"] == _commonest(train["labels"]), "report"])
+    commonest_labels = _commonest(train["labels"])
+    return _commonest(train.loc[train["labels"] == commonest_labels, "report"])
 
 
 def nearest(train_features: np.ndarray, test_features: np.ndarray) -> np.ndarray:
     """For each of (m, d) test features the index of the most similar of (n, d) by cosine: int64 (m,)."""
-    return np.argmax(_unit(test_features) @ _unit(train_features).T, axis=1)
+    similarity = _normalized(test_features) @ _normalized(train_features).T
+    return np.argmax(similarity, axis=1)
 
 
-def classifier(train_features, train_labels, test_features, seed: int, patients=None) -> list[frozenset[str]]:
+def classifier(
+    train_features: np.ndarray,
+    train_labels: Sequence[Findings],
+    test_features: np.ndarray,
+    seed: int,
+    patients: Sequence[str],
+) -> list[Findings]:
     """Findings of the (m, d) test features by a logistic regression a finding on the (n, d) of training.
 
-    `train_labels` are n sets. Strength and threshold, the same for all findings, are those with the best micro-F1 on a
-    fifth of training set aside, by `patients` (n names) where given: a weak baseline would flatter the model.
+    `train_labels` are n sets, `patients` n names. C and threshold, the same for all findings, are those with the best
+    micro-F1 on the images of a fifth of the patients, set aside: a weak baseline would flatter the model.
     """
-    train_labels = list(train_labels)
-    if not frozenset().union(*train_labels):
-        return [frozenset()] * len(test_features)
-    groups = range(len(train_labels)) if patients is None else np.asarray(patients, dtype=str)
-    strength, threshold = _choose(np.asarray(train_features), train_labels, groups, seed)
-    return _fit_predict(train_features, train_labels, test_features, strength)(threshold)
+    c, threshold = _select_c_and_threshold(train_features, train_labels, patients, seed)
+    probabilities = _predict_proba(train_features, train_labels, test_features, c)
+    return _findings_from(probabilities, threshold, len(test_features))
 
 
-def other_patients(patients, seed: int) -> np.ndarray:
+def other_patients(patients: Sequence[str], seed: int) -> np.ndarray:
     """For each of n images the index of one of another patient: int64 (n,), a permutation wherever one exists.
 
     So the shown images are the test set's own, each once. None exists where one patient has over half of the images:
     then each image gets a random one of the other patients. Raises UserError where there is one patient only.
     """
-    names, patient_of, sizes = np.unique(
+    names, patient_index, num_images = np.unique(
         np.asarray(patients, dtype=str), return_inverse=True, return_counts=True
     )
     if len(names) < 2:
         raise UserError("the test split has images of one patient only: `blind` needs two, so use more data")
     rng = np.random.default_rng(seed)
-    if 2 * sizes.max() > len(patient_of):
-        return np.array([rng.choice(np.flatnonzero(patient_of != own)) for own in patient_of])
-    # Images side by side by patient, patients in random order: a turn by the largest patient leaves each one behind.
-    order = np.lexsort([rng.random(len(patient_of)), rng.permutation(len(names))[patient_of]])
-    chosen = np.empty(len(order), dtype=np.int64)
-    chosen[order] = np.roll(order, -sizes.max())
-    return chosen
+    total, largest = len(patient_index), num_images.max()
+    if 2 * largest > total:
+        return _random_other_patients(patient_index, rng)
+    # 1) Line the images up: each patient's stand together, patients and their images in random order.
+    image_keys = rng.random(total)
+    patient_keys = rng.permutation(len(names))[patient_index]
+    line = np.lexsort([image_keys, patient_keys])
+    # 2) Rotate the line by the largest patient's number of images. No patient's block is longer, so every image leaves
+    #    its own block; and none comes back from the other end, for that block has at most half of the line.
+    shown = np.empty(total, dtype=np.int64)
+    shown[line] = np.roll(line, -largest)
+    return shown
+
+
+def _random_other_patients(patient_index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each image a random one of the other patients, so that some are shown more than once."""
+    shown = np.empty(len(patient_index), dtype=np.int64)
+    for image, patient in enumerate(patient_index):
+        shown[image] = rng.choice(np.flatnonzero(patient_index != patient))
+    return shown
 
 
 def _commonest(texts: pd.Series) -> str:
     return texts.value_counts().sort_index().idxmax()
 
 
-def _unit(features) -> np.ndarray:
+def _normalized(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1; a row of zeros stays one."""
     features = np.asarray(features, dtype=float)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(float).tiny)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(lengths, np.finfo(float).tiny)
 
 
-def _choose(features, labels, groups, seed) -> tuple[float, float]:
-    if len(set(groups)) < 5:  # too few patients to set some aside
-        return 0.01, 0.5
-    ((fit, held),) = GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(features, groups=groups)
-    true = [labels[row] for row in held]
-    best = (-1.0, 0.0, 0.0)
-    for strength in STRENGTHS:
-        predict = _fit_predict(features[fit], [labels[row] for row in fit], features[held], strength)
+def _select_c_and_threshold(
+    features: np.ndarray, labels: Sequence[Findings], patients: Sequence[str], seed: int
+) -> tuple[float, float]:
+    """C and threshold with the best micro-F1 on a fifth of the patients."""
+    patients = np.asarray(patients, dtype=str)
+    if len(np.unique(patients)) < MIN_PATIENTS:
+        return DEFAULT_C, DEFAULT_THRESHOLD
+    # 1) Set a fifth of the patients aside, with all their images.
+    splitter = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
+    fit_rows, held_out_rows = next(splitter.split(features, groups=patients))
+    fit_labels = [labels[row] for row in fit_rows]
+    held_out_labels = [labels[row] for row in held_out_rows]
+    # 2) Fit once for each C, and score each threshold.
+    candidates = []
+    for c in C_VALUES:
+        probabilities = _predict_proba(features[fit_rows], fit_labels, features[held_out_rows], c)
         for threshold in THRESHOLDS:
-            score = float(finding_scores.micro_f1(finding_scores.counts(true, predict(threshold)).sum(0)))
-            best = max(best, (score, -strength, threshold))  # of equals the simpler and the more cautious
-    return -best[1], best[2]
+            predicted = _findings_from(probabilities, threshold, len(held_out_rows))
+            score = micro_f1(outcome_counts(held_out_labels, predicted).sum(axis=0))
+            candidates.append((float(score), -c, threshold))
+    # 3) Of equal scores the simpler model (smaller C), then the more cautious threshold.
+    _, negative_c, threshold = max(candidates)
+    return -negative_c, threshold
 
 
-def _fit_predict(features, labels, test_features, strength):
-    """Fit one regression a finding seen in training; the function returned gives the findings above a threshold."""
-    probability = {}
+def _predict_proba(
+    features: np.ndarray, labels: Sequence[Findings], test_features: np.ndarray, c: float
+) -> dict[str, np.ndarray]:
+    """For each finding that training has its probability in each test image: (m,)."""
+    probabilities = {}
     for name in sorted(frozenset().union(*labels)):
-        target = np.array([name in each for each in labels])
+        target = np.array([name in findings for findings in labels])
         if target.all():
-            probability[name] = np.ones(len(test_features))
+            # A regression needs two classes; a finding of every training image is expected everywhere.
+            probabilities[name] = np.ones(len(test_features))
             continue
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-        probability[name] = model.fit(features, target).predict_proba(test_features)[:, 1]
-    rows = range(len(test_features))
-    return lambda threshold: [
-        frozenset(name for name, p in probability.items() if p[row] >= threshold) for row in rows
-    ]
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
+        model.fit(features, target)
+        probabilities[name] = model.predict_proba(test_features)[:, 1]
+    return probabilities
+
+
+def _findings_from(probabilities: dict[str, np.ndarray], threshold: float, num_images: int) -> list[Findings]:
+    """For each image the findings whose probability reaches the threshold."""
+    found = []
+    for image in range(num_images):
+        names = [name for name, probability in probabilities.items() if probability[image] >= threshold]
+        found.append(frozenset(names))
+    return found

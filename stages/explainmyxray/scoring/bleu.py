@@ -35,18 +35,18 @@ def statistics(predictions, references) -> np.ndarray:
 
     Corpus BLEU is a function of their sum, so that a resample of the pairs needs no second look at the texts.
     """
-    bleu = BLEU(
-        effective_order=True
-    )  # asked for by sentence_score; it changes the score, not the counts taken here
-    pairs = (
-        bleu.sentence_score(prediction, [reference]) for prediction, reference in zip(predictions, references)
-    )
-    rows = [[pair.sys_len, pair.ref_len, *pair.counts, *pair.totals] for pair in pairs]
+    # `sentence_score` warns without `effective_order`; it changes the score, not the counts taken here.
+    bleu = BLEU(effective_order=True)
+    rows = []
+    for prediction, reference in zip(predictions, references):
+        pair = bleu.sentence_score(prediction, [reference])
+        rows.append([pair.sys_len, pair.ref_len, *pair.counts, *pair.totals])
     return np.array(rows, dtype=np.int64).reshape(-1, 10)
 
 
-def from_statistics(total) -> float:
-    """BLEU, 0 to 100, from ten summed `statistics`."""
-    total = [int(value) for value in total]
+def from_statistics(summed: np.ndarray) -> float:
+    """BLEU, 0 to 100, from the sum (10,) of `statistics`."""
+    sys_len, ref_len, *n_grams = (int(value) for value in summed)
+    matches, totals = n_grams[:4], n_grams[4:]
     smoothing = BLEU().smooth_method
-    return BLEU.compute_bleu(total[2:6], total[6:], total[0], total[1], smooth_method=smoothing).score
+    return BLEU.compute_bleu(matches, totals, sys_len, ref_len, smooth_method=smoothing).score

@@ -11,86 +11,115 @@ import pandas as pd
 
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
-from explainmyxray.scoring import bleu, finding_scores, intervals, subgroups
-from explainmyxray.scoring.sufficient_statistics import Parts, metrics_from_statistics, parts, totals
+from explainmyxray.scoring import bleu, finding_scores
+from explainmyxray.scoring.finding_scores import Findings
+from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
+from explainmyxray.scoring.subgroups import subgroup_metrics
+from explainmyxray.scoring.sufficient_statistics import (
+    Statistics,
+    metrics_from_statistics,
+    select,
+    sufficient_statistics,
+    total,
+)
 from explainmyxray.tables import split_labels
 
 MODEL = "generated"
 BASELINES = ("majority", "nearest", "classifier", "untuned", "blind", "ceiling")
-FACTS = ("image", "source", "patient", "labels", "view", "age_years", "sex")
-COLUMNS = (*FACTS, "report", MODEL, *BASELINES)  # of predictions.csv, all text
+SYSTEMS = (MODEL, *BASELINES)
+IMAGE_COLUMNS = ("image", "source", "patient", "labels", "view", "age_years", "sex")
+COLUMNS = (*IMAGE_COLUMNS, "report", *SYSTEMS)  # of predictions.csv, all text
 HEADLINE = ("bleu", "rougeL", "findings.micro_f1", "findings.macro_f1", "findings.exact_match")
 
-Reader = Callable[[str], frozenset[str]]
+Labeler = Callable[[str], Findings]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` is eval.json; the rest is what the pictures and `dvc plots` show of the same figures."""
+    """`metrics` is eval.json; the rest is what the pictures and `dvc plots` show of the same figures.
+
+    findings: finding, f1, low, high, support; a row a finding.
+    systems: system, figure, value, low, high; a row a headline figure of the model and of each baseline.
+    confusion: actual, predicted; a row a finding found, or written for another.
+    predicted: findings read from the model's reports, a set a row of the predictions.
+    best_to_worst: rows of the predictions from the best report to the worst.
+    """
 
     metrics: dict
-    findings: pd.DataFrame  # finding, f1, low, high, support: a row a finding
-    systems: (
-        pd.DataFrame
-    )  # system, figure, value, low, high: a row a headline figure of the model and each baseline
-    confusion: pd.DataFrame  # actual, predicted: a row a finding found, or written for another
-    predicted: list[frozenset[str]]  # findings read from the model's reports, a set a row
-    order: np.ndarray  # rows from the best report to the worst
+    findings: pd.DataFrame
+    systems: pd.DataFrame
+    confusion: pd.DataFrame
+    predicted: list[Findings]
+    best_to_worst: np.ndarray
 
 
 def score(
-    predictions: pd.DataFrame, seed: int, bootstrap_samples: int, read: Reader = positive_findings
+    predictions: pd.DataFrame, seed: int, bootstrap_samples: int, labeler: Labeler = positive_findings
 ) -> Evaluation:
-    """Score a table with the text `COLUMNS`; `read` gives the findings that a text says are there.
+    """Score a table with the text `COLUMNS`; `labeler` gives the findings that a text says are there.
 
-    Raises ValueError where `labels` or `read` name what is none of the 14 findings.
+    Raises ValueError where `labels` or `labeler` name what is none of the 14 findings.
     """
+    # 1) What each report says, and what it adds to each figure. Baselines repeat themselves: each text is read once.
     true = [split_labels(labels) for labels in predictions["labels"]]
-    drawn = intervals.weights(predictions["patient"], bootstrap_samples, seed)
-    read = cache(read)  # baselines repeat themselves
-    predicted = {system: [read(text) for text in predictions[system]] for system in (MODEL, *BASELINES)}
-    rows = {
-        system: parts(predictions[system], predictions["report"], true, predicted[system])
-        for system in predicted
-    }
-    systems = pd.concat([_system_rows(system, rows[system], drawn) for system in rows], ignore_index=True)
-    confusion = finding_scores.confusion(true, predicted[MODEL])
+    labeler = cache(labeler)
+    predicted = {}
+    statistics = {}
+    for system in SYSTEMS:
+        predicted[system] = [labeler(text) for text in predictions[system]]
+        statistics[system] = sufficient_statistics(
+            predictions[system], predictions["report"], true, predicted[system]
+        )
+    # 2) The same resamples of patients for every system.
+    weights = bootstrap_weights(predictions["patient"], bootstrap_samples, seed)
+    by_system = [_headline_rows(system, statistics[system], weights) for system in SYSTEMS]
+    systems = pd.concat(by_system, ignore_index=True)
+    # 3) The tables behind the pictures.
+    confusion = finding_scores.confusion_pairs(true, predicted[MODEL])
     return Evaluation(
-        metrics=_metrics(predictions, rows, systems),
-        findings=_finding_rows(rows[MODEL]["findings"], drawn),
+        metrics=_metrics(predictions, statistics, systems),
+        findings=_finding_rows(statistics[MODEL]["findings"], weights),
         systems=systems,
         confusion=pd.DataFrame(confusion, columns=["actual", "predicted"]),
         predicted=predicted[MODEL],
-        order=_best_first(rows[MODEL]),
+        best_to_worst=_best_to_worst(statistics[MODEL]),
     )
 
 
-def _metrics(predictions: pd.DataFrame, rows: dict[str, Parts], systems: pd.DataFrame) -> dict:
-    module = evaluate.load(bleu.__file__, keep_in_memory=True)
-    direct = module.compute(
-        predictions=predictions[MODEL].tolist(), references=predictions["report"].tolist()
-    )
-    model = _figures(rows[MODEL], predictions[MODEL])
-    model["bleu"] = direct["score"]
-    model["findings"]["per_finding"] = finding_scores.per_finding(rows[MODEL]["findings"].sum(0))
-    own = systems[systems["system"] == MODEL]
+def _metrics(predictions: pd.DataFrame, statistics: dict[str, Statistics], systems: pd.DataFrame) -> dict:
+    of_model = statistics[MODEL]
+    figures = _system_metrics(of_model, predictions[MODEL])
+    # BLEU once more by the metric itself, which names its settings in a signature.
+    metric = evaluate.load(bleu.__file__, keep_in_memory=True)
+    texts, references = predictions[MODEL].tolist(), predictions["report"].tolist()
+    direct = metric.compute(predictions=texts, references=references)
+    figures["bleu"] = direct["score"]
+    figures["findings"]["per_finding"] = finding_scores.per_finding(of_model["findings"].sum(axis=0))
+    intervals = {}
+    for row in systems[systems["system"] == MODEL].itertuples():
+        intervals[row.figure] = {"low": row.low, "high": row.high}
+
+    def score_subgroup(mask: np.ndarray) -> dict:
+        return metrics_from_statistics(total(select(of_model, mask)))
+
     return {
         "n": len(predictions),
         "patients": predictions["patient"].nunique(),
-        **model,
+        **figures,
         "bleu_signature": direct["signature"],
-        "ci95": _nested({row.figure: {"low": row.low, "high": row.high} for row in own.itertuples()}),
-        "baselines": {name: _figures(rows[name], predictions[name]) for name in BASELINES},
-        "slices": subgroups.figures(
-            predictions, lambda chosen: metrics_from_statistics(totals(rows[MODEL], chosen))
-        ),
+        "ci95": _nested(intervals),
+        "baselines": {name: _system_metrics(statistics[name], predictions[name]) for name in BASELINES},
+        "slices": subgroup_metrics(predictions, score_subgroup),
     }
 
 
-def _figures(rows: Parts, texts: pd.Series) -> dict:
-    overall = {name: float(value) for name, value in metrics_from_statistics(totals(rows)).items()}
-    said_twice = texts.map(_says_a_sentence_twice).sum()
-    return {**_nested(overall), "distinct_reports": texts.nunique(), "repetitive_reports": int(said_twice)}
+def _system_metrics(statistics: Statistics, texts: pd.Series) -> dict:
+    figures = metrics_from_statistics(total(statistics))
+    return {
+        **_nested({name: float(value) for name, value in figures.items()}),
+        "distinct_reports": texts.nunique(),
+        "repetitive_reports": int(texts.map(_repeats_a_sentence).sum()),
+    }
 
 
 def _nested(flat: dict) -> dict:
@@ -105,43 +134,39 @@ def _nested(flat: dict) -> dict:
     return nested
 
 
-def _says_a_sentence_twice(text: str) -> bool:
-    sentences = [sentence.strip().casefold() for sentence in re.split(r"[.!?\n]", text) if sentence.strip()]
+def _repeats_a_sentence(text: str) -> bool:
+    sentences = [sentence.strip().casefold() for sentence in re.split(r"[.!?\n]", text)]
+    sentences = [sentence for sentence in sentences if sentence]
     return len(set(sentences)) < len(sentences)
 
 
-def _system_rows(system: str, rows: Parts, drawn: np.ndarray) -> pd.DataFrame:
-    point, resampled = (
-        metrics_from_statistics(totals(rows)),
-        metrics_from_statistics(intervals.resampled(rows, drawn)),
-    )
-    return pd.DataFrame(
-        {
-            "system": system,
-            "figure": name,
-            "value": float(point[name]),
-            **intervals.confidence_interval(resampled[name]),
-        }
-        for name in HEADLINE
-    )
+def _headline_rows(system: str, statistics: Statistics, weights: np.ndarray) -> pd.DataFrame:
+    """A row a headline figure of a system, with its interval."""
+    figures = metrics_from_statistics(total(statistics))
+    resampled = metrics_from_statistics(resample(statistics, weights))
+    rows = []
+    for name in HEADLINE:
+        interval = confidence_interval(resampled[name])
+        rows.append({"system": system, "figure": name, "value": float(figures[name]), **interval})
+    return pd.DataFrame(rows)
 
 
-def _finding_rows(counted: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
-    drawn_f1 = finding_scores.precision_recall_f1(np.tensordot(drawn, counted.astype(float), axes=1))[..., 2]
-    point = finding_scores.per_finding(counted.sum(0))
-    return pd.DataFrame(
-        {
-            "finding": name,
-            "f1": point[name]["f1"],
-            **intervals.confidence_interval(values),
-            "support": point[name]["support"],
-        }
-        for name, values in zip(FINDINGS, drawn_f1.T)
-    )
+def _finding_rows(counts: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    """A row a finding with its F1, the interval and the support, from counts (n, 14, 3)."""
+    figures = finding_scores.per_finding(counts.sum(axis=0))
+    resampled_f1 = finding_scores.f1(np.tensordot(weights, counts.astype(float), axes=1))
+    rows = []
+    for column, name in enumerate(FINDINGS):
+        interval = confidence_interval(resampled_f1[:, column])
+        f1, support = figures[name]["f1"], figures[name]["support"]
+        rows.append({"finding": name, "f1": f1, **interval, "support": support})
+    return pd.DataFrame(rows)
 
 
-def _best_first(rows: Parts) -> np.ndarray:
+def _best_to_worst(statistics: Statistics) -> np.ndarray:
     """Most agreement of the findings first; of equals the one with more to find, fewer errors, the closer wording."""
-    tp, fp, fn = rows["findings"].sum(1).T
+    tp, fp, fn = statistics["findings"].sum(axis=1).T
+    # Jaccard's index of the two sets of findings; 1 where both are empty.
     agreement = np.where(tp + fp + fn > 0, tp / np.maximum(tp + fp + fn, 1), 1.0)
-    return np.lexsort([-rows["rouge"][:, -1], fp + fn, -tp, -agreement])
+    rouge_l = statistics["rouge"][:, -1]
+    return np.lexsort([-rouge_l, fp + fn, -tp, -agreement])

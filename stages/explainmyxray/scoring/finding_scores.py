@@ -5,6 +5,7 @@ set: it counts in `exact_match` and nowhere else.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,77 +13,100 @@ from explainmyxray.reports.findings import FINDINGS
 
 NOTHING = "nothing"
 
+Findings = frozenset[str]
 
-def counts(true, predicted) -> np.ndarray:
+
+def outcome_counts(true: Sequence[Findings], predicted: Sequence[Findings]) -> np.ndarray:
     """True positives, false positives and false negatives: int64 (n, 14, 3), from two lists of n sets of findings.
 
     Raises ValueError for a name that is none of the 14: it would be left out of every figure without a word.
     """
-    true, predicted = _indicators(true), _indicators(predicted)
-    return np.stack([true & predicted, ~true & predicted, true & ~predicted], axis=-1).astype(np.int64)
+    actual, named = _indicators(true), _indicators(predicted)
+    return np.stack([actual & named, ~actual & named, actual & ~named], axis=-1).astype(np.int64)
 
 
-def exact(true, predicted) -> np.ndarray:
+def exact_match(true: Sequence[Findings], predicted: Sequence[Findings]) -> np.ndarray:
     """1.0 where the two sets are equal, else 0.0: (n,)."""
-    return np.array([each == other for each, other in zip(true, predicted, strict=True)], dtype=float)
+    return np.array([a == b for a, b in zip(true, predicted, strict=True)], dtype=float)
 
 
-def precision_recall_f1(counted: np.ndarray) -> np.ndarray:
+def precision_recall_f1(counts: np.ndarray) -> np.ndarray:
     """(..., 3) true positives, false positives, false negatives to (..., 3) precision, recall, F1; 0 if undefined."""
-    tp, fp, fn = np.moveaxis(np.asarray(counted, dtype=float), -1, 0)
-    return np.stack([_ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2 * tp, 2 * tp + fp + fn)], axis=-1)
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
+    precision = _ratio(tp, tp + fp)
+    recall = _ratio(tp, tp + fn)
+    f1 = _ratio(2 * tp, 2 * tp + fp + fn)
+    return np.stack([precision, recall, f1], axis=-1)
 
 
-def micro_f1(counted: np.ndarray) -> np.ndarray:
+def f1(counts: np.ndarray) -> np.ndarray:
+    """(..., 3) true positives, false positives, false negatives to (...): F1, 0 if undefined."""
+    return precision_recall_f1(counts)[..., 2]
+
+
+def micro_f1(counts: np.ndarray) -> np.ndarray:
     """(..., 14, 3) summed counts to (...): F1 over all findings pooled."""
-    return precision_recall_f1(np.sum(counted, axis=-2))[..., 2]
+    return f1(np.sum(counts, axis=-2))
 
 
-def macro_f1(counted: np.ndarray) -> np.ndarray:
+def macro_f1(counts: np.ndarray) -> np.ndarray:
     """(..., 14, 3) summed counts to (...): the mean F1 of the findings that some image has.
 
     A finding that no image has can only be wrong: it would drag the mean to 0 for its absence. Inventing it costs
     `micro_f1` all the same.
     """
-    here = support(counted) > 0
-    return _ratio((precision_recall_f1(counted)[..., 2] * here).sum(-1), here.sum(-1).astype(float))
+    present = support(counts) > 0
+    return _ratio((f1(counts) * present).sum(-1), present.sum(-1).astype(float))
 
 
-def support(counted: np.ndarray) -> np.ndarray:
+def support(counts: np.ndarray) -> np.ndarray:
     """(..., 14, 3) counts to (..., 14): images that have the finding."""
-    return counted[..., 0] + counted[..., 2]
+    return counts[..., 0] + counts[..., 2]
 
 
-def per_finding(counted: np.ndarray) -> dict[str, dict[str, float]]:
+def per_finding(counts: np.ndarray) -> dict[str, dict[str, float]]:
     """(14, 3) summed counts to precision, recall, F1 (0 to 1) and support of all 14 findings."""
-    figures, number = precision_recall_f1(counted), support(counted)
-    return {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(images)}
-        for name, (p, r, f), images in zip(FINDINGS, figures, number)
-    }
+    scores = precision_recall_f1(counts)
+    images = support(counts)
+    figures = {}
+    for name, (precision, recall, f1), num_images in zip(FINDINGS, scores, images):
+        figures[name] = {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "support": int(num_images),
+        }
+    return figures
 
 
-def confusion(true, predicted) -> list[tuple[str, str]]:
+def confusion_pairs(true: Sequence[Findings], predicted: Sequence[Findings]) -> list[tuple[str, str]]:
     """(actual, predicted) pairs for a confusion matrix: what was written instead of what.
 
     A finding of an image that was found meets itself. Each one missed meets each one invented in the same report, and
     `nothing` where there is none.
     """
     pairs = []
-    for each, other in zip(true, predicted, strict=True):
-        pairs += [(name, name) for name in sorted(each & other)]
-        if each != other:
-            pairs += itertools.product(sorted(each - other) or [NOTHING], sorted(other - each) or [NOTHING])
+    for actual, named in zip(true, predicted, strict=True):
+        pairs += [(name, name) for name in sorted(actual & named)]
+        if actual != named:
+            missed = sorted(actual - named) or [NOTHING]
+            invented = sorted(named - actual) or [NOTHING]
+            pairs += itertools.product(missed, invented)
     return pairs
 
 
-def _indicators(sets) -> np.ndarray:
-    if unknown := set().union(*sets) - set(FINDINGS):
+def _indicators(sets: Sequence[Findings]) -> np.ndarray:
+    """n sets as a boolean array (n, 14)."""
+    unknown = frozenset().union(*sets) - set(FINDINGS)
+    if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: none of the 14 findings")
-    return np.array([[name in each for name in FINDINGS] for each in sets], dtype=bool).reshape(
-        -1, len(FINDINGS)
-    )
+    indicators = np.zeros((len(sets), len(FINDINGS)), dtype=bool)
+    for row, findings in enumerate(sets):
+        for name in findings:
+            indicators[row, FINDINGS.index(name)] = True
+    return indicators
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, 0 where the denominator is."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

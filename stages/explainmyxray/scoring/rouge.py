@@ -28,10 +28,12 @@ class Rouge(evaluate.Metric):
 
     def _compute(self, predictions, references, per_pair=False):
         scorer = RougeScorer(list(KINDS))
-        seen = {}  # baselines repeat themselves, and the longest common subsequence is slow
-        for pair in zip(references, predictions):
-            if pair not in seen:
-                seen[pair] = scorer.score(*pair)
-        scores = [seen[pair] for pair in zip(references, predictions)]
-        values = {kind: np.array([score[kind].fmeasure for score in scores], dtype=float) for kind in KINDS}
-        return values if per_pair else {kind: float(value.mean()) for kind, value in values.items()}
+        pairs = list(zip(references, predictions))
+        # Each different pair once: baselines repeat themselves, and the longest common subsequence is slow.
+        score_of = {pair: scorer.score(*pair) for pair in set(pairs)}
+        values = {}
+        for kind in KINDS:
+            values[kind] = np.array([score_of[pair][kind].fmeasure for pair in pairs], dtype=float)
+        if per_pair:
+            return values
+        return {kind: float(value.mean()) for kind, value in values.items()}
