@@ -42,23 +42,23 @@ def main() -> None:
         default=32,
         help="sampled reports behind each probability (default: 32; 0: none)",
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="a JSON object a line")
-    form.add_argument("--csv", action="store_true", help="a table with a column a finding")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="a JSON object a line")
+    output.add_argument("--csv", action="store_true", help="a table with a column a finding")
     options = parser.parse_args()
     paths = find_images(options.images)
     with redirect_stdout(sys.stderr):  # what loading says is no part of a table
         explainer = load(options.adapter, max(options.samples, 0))
-    explained = explainer.explain((str(path), read(path)) for path in paths)
-    told = []
-    for each in tqdm(explained, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
-        told.append(each)
+    results = explainer.explain((str(path), read(path)) for path in paths)
+    explanations = []
+    for each in tqdm(results, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
+        explanations.append(each)
         if not options.csv:
             tqdm.write(as_json(each) if options.json else as_text(each))
     if options.csv:
-        print(as_csv(told))
+        print(as_csv(explanations))
     print(NOTICE, file=sys.stderr if options.csv or options.json else sys.stdout)
-    if all(each.problem for each in told):
+    if all(each.problem for each in explanations):
         sys.exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The overlay points at what a finding hangs on; on phantoms the place of each sign is known."""
+"""Attribution points at what a finding depends on; on phantoms the place of each sign is known."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from explainmyxray.explaining.attribution import Attribution, grid, look, sentences_naming
+from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side, sentences_naming
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -61,30 +61,35 @@ def test_sentences_that_name_a_finding_are_found_and_those_that_deny_one_are_not
 
 def test_the_grid_is_the_models_own(tiny):
     vision = SimpleNamespace(image_size=224, patch_size=14)  # PaliGemma-3B's
-    assert grid(tiny[0]) == 8 and grid(SimpleNamespace(config=SimpleNamespace(vision_config=vision))) == 16
+    paligemma_3b = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    assert patch_grid_side(tiny[0]) == 8
+    assert patch_grid_side(paligemma_3b) == 16
 
 
 def test_maps_are_of_the_grid_and_the_same_again_whatever_the_batch(tiny):
     image = drawn("Mass").read()
-    first, second = (look(*tiny, image, REPORT, batch)["Mass"] for batch in (49, 7))
-    assert first.fall.shape == first.pull.shape == first.heat.shape == (8, 8)
-    assert first.heat.max() == 1 and first.heat.min() >= 0 and first.heat[first.hottest] == 1
-    assert np.allclose(first.fall, second.fall, atol=1e-4) and np.array_equal(first.pull, second.pull)
-    assert first.times == pytest.approx(np.exp(max(first.fall[first.hottest], 0)), rel=1e-5)
+    first, second = (attribute(*tiny, image, REPORT, batch)["Mass"] for batch in (49, 7))
+    assert first.occlusion.shape == first.saliency.shape == first.heatmap.shape == (8, 8)
+    assert first.heatmap.max() == first.heatmap[first.peak] == 1
+    assert first.heatmap.min() >= 0
+    assert np.allclose(first.occlusion, second.occlusion, atol=1e-4)
+    assert np.array_equal(first.saliency, second.saliency)
+    assert first.likelihood_ratio == pytest.approx(np.exp(max(first.occlusion[first.peak], 0)), rel=1e-5)
     assert first.sentences == ("There is a mass", "Impression: Cardiomegaly and lung mass")
 
 
 def test_what_hides_nothing_counts_for_nothing(tiny):
-    found = look(*tiny, Image.new("L", (224, 224), 90), REPORT, 16)["Mass"]
-    assert np.abs(found.fall).max() < 1e-4
+    of_blank_image = attribute(*tiny, Image.new("L", (224, 224), 90), REPORT, 16)["Mass"]
+    assert np.abs(of_blank_image.occlusion).max() < 1e-4
     blank = Attribution(("a mass",), np.zeros((8, 8)), np.ones((8, 8)))
-    assert blank.times == 1 and not blank.heat.any()
+    assert blank.likelihood_ratio == 1 and not blank.heatmap.any()
 
 
-def test_a_report_without_a_finding_has_no_overlay_and_no_gradient_is_left_behind(tiny):
-    assert look(*tiny, drawn("No Finding").read(), "The lungs are clear.", 16) == {}
-    look(*tiny, drawn("Mass").read(), REPORT, 16)
-    assert all(weights.grad is None for weights in tiny[0].parameters()) and torch.is_grad_enabled()
+def test_a_report_without_a_finding_has_no_attribution_and_no_gradient_is_left_behind(tiny):
+    assert attribute(*tiny, drawn("No Finding").read(), "The lungs are clear.", 16) == {}
+    attribute(*tiny, drawn("Mass").read(), REPORT, 16)
+    assert all(weights.grad is None for weights in tiny[0].parameters())
+    assert torch.is_grad_enabled()
 
 
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
@@ -99,6 +104,6 @@ def test_it_hits_the_sign_far_more_often_than_chance(tiny):
         for finding, sentence in sentences.items():
             film = drawn(finding, index)
             sign = touched(film, 8)[finding]
-            hits.append(sign[look(*tiny, film.read(), sentence, 49)[finding].hottest])
+            hits.append(sign[attribute(*tiny, film.read(), sentence, 49)[finding].peak])
             chance.append(sign.mean())
     assert np.mean(hits) >= 0.5 and np.mean(hits) > 4 * np.mean(chance), (np.mean(hits), np.mean(chance))

@@ -202,8 +202,8 @@ def explain(monkeypatch, capsys, *arguments) -> str:
 
 
 def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
-    told = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
-    assert [Path(each["image"]).name for each in told] == [
+    explanations = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
+    assert [Path(each["image"]).name for each in explanations] == [
         "a.png",
         "c.jpg",
         "d.png",
@@ -211,7 +211,7 @@ def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
         "f.png",
         "IM00001",
     ]
-    a, c, d, e, f, b = told
+    a, c, d, e, f, b = explanations
     assert a["report"] and 0 < a["certainty"] < 1 and set(a["probabilities"]) == set(FINDINGS)
     assert all(share * 4 == int(share * 4) for share in a["probabilities"].values())
     assert a["warning"] == "" and b["warning"] == ""

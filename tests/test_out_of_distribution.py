@@ -1,4 +1,4 @@
-"""What an adapter was not tuned on is told from what it was."""
+"""Images unlike those that an adapter was tuned on are recognised."""
 
 from pathlib import Path
 
@@ -53,16 +53,16 @@ def tuned_on_phantoms() -> out_of_distribution.ImageDistribution:
     return out_of_distribution.fit(phantoms(1, 400), phantoms(2, 200))
 
 
-def test_phantoms_are_familiar_to_what_was_tuned_on_phantoms_and_photographs_are_not(tuned_on_phantoms):
+def test_tuned_on_phantoms_it_warns_of_photographs_and_of_no_phantoms(tuned_on_phantoms):
     assert warned(tuned_on_phantoms, phantoms(3, 200)) <= 0.04
     assert warned(tuned_on_phantoms, others()) == 1
 
 
-def test_real_films_are_not_familiar_to_what_was_tuned_on_phantoms(tuned_on_phantoms, real):
+def test_tuned_on_phantoms_it_warns_of_real_films(tuned_on_phantoms, real):
     assert warned(tuned_on_phantoms, real) == 1
 
 
-def test_real_films_are_familiar_to_what_was_tuned_on_them(real):
+def test_tuned_on_real_films_it_warns_of_all_else(real):
     rows = np.random.default_rng(0).permutation(len(real))
     part = [[real[row] for row in rows[start::3]] for start in range(3)]
     known = out_of_distribution.fit(part[0], part[1])

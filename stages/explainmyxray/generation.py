@@ -1,4 +1,4 @@
-"""Generating reports: batched and generate_batch; prompts are of one length, so that nothing is padded."""
+"""Generating reports in batches: greedy, by beam search or sampled. Prompts are of one length, so nothing is padded."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,26 +19,26 @@ def generate(
     processor: PaliGemmaProcessor,
     images: Path,
     names: Sequence[str],
-    how: settings.Evaluate,
-    label: str = "generating",
+    generation: settings.Evaluate,
+    desc: str = "generating",
 ) -> list[str]:
-    """One report an image, in order; generation ends at <eos> or after `how.max_new_tokens` tokens."""
+    """One report for each file `names` of the folder `images`, in order, `generation.batch_size` at a time."""
     reports = []
-    for chunk in chunks(images, names, how.batch_size, label):
-        reports += generate_batch(model, processor, chunk, how)
+    for batch in image_batches(images, names, generation.batch_size, desc):
+        reports += generate_batch(model, processor, batch, generation)
     return reports
 
 
 def generate_batch(
-    model, processor: PaliGemmaProcessor, images: list[Image.Image], how: settings.Evaluate
+    model, processor: PaliGemmaProcessor, images: list[Image.Image], generation: settings.Evaluate
 ) -> list[str]:
-    """One report an image, all in one batch: the likeliest tokens, of `how.num_beams` beams."""
+    """One report an image, all in one batch: of `generation.num_beams` beams, and `max_new_tokens` tokens at most."""
     return generate_texts(
         model,
         processor,
         images,
-        max_new_tokens=how.max_new_tokens,
-        num_beams=how.num_beams,
+        max_new_tokens=generation.max_new_tokens,
+        num_beams=generation.num_beams,
         do_sample=False,
         top_k=None,
         top_p=None,
@@ -47,11 +47,14 @@ def generate_batch(
 
 
 @torch.inference_mode()
-def generate_texts(model, processor: PaliGemmaProcessor, images: list[Image.Image], **how) -> list[str]:
-    """What the model writes after image and prompt, all in one batch; `how` goes to transformers' `generate`."""
+def generate_texts(
+    model, processor: PaliGemmaProcessor, images: list[Image.Image], **generate_kwargs
+) -> list[str]:
+    """The text after image and prompt, all images in one batch; `generate_kwargs` are those of `model.generate`."""
     batch = {name: value.to(model.device) for name, value in prompt_batch(images, processor).items()}
-    written = model.generate(**batch, **how)[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
+    sequences = model.generate(**batch, **generate_kwargs)
+    new_tokens = sequences[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
 @gpu_memory()
@@ -62,16 +65,19 @@ def image_features(
     """(n, hidden) mean patch features of the vision tower, in float32 on the CPU."""
     tower = model.get_base_model().model.vision_tower
     features = []
-    for chunk in chunks(images, names, batch_size, "image features"):
-        pixels = processor.image_processor(chunk, return_tensors="pt").pixel_values
-        features.append(tower(pixels.to(model.device, tower.dtype)).last_hidden_state.mean(1).float().cpu())
+    for batch in image_batches(images, names, batch_size, "image features"):
+        pixels = processor.image_processor(batch, return_tensors="pt").pixel_values
+        patches = tower(pixels.to(model.device, tower.dtype)).last_hidden_state
+        features.append(patches.mean(1).float().cpu())
     return torch.cat(features)
 
 
-def chunks(images: Path, names: Sequence[str], size: int, label: str) -> Iterator[list[Image.Image]]:
-    """The images, `size` at a time, with a progress bar."""
-    with tqdm(total=len(names), desc=label, unit="image", mininterval=2) as progress:
-        for start in range(0, len(names), size):
-            chunk = [open_image(images, name) for name in names[start : start + size]]
-            yield chunk
-            progress.update(len(chunk))
+def image_batches(
+    images: Path, names: Sequence[str], batch_size: int, desc: str
+) -> Iterator[list[Image.Image]]:
+    """The files `names` of the folder `images`, `batch_size` at a time, with a progress bar."""
+    with tqdm(total=len(names), desc=desc, unit="image", mininterval=2) as progress:
+        for start in range(0, len(names), batch_size):
+            batch = [open_image(images, name) for name in names[start : start + batch_size]]
+            yield batch
+            progress.update(len(batch))

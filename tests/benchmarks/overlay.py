@@ -2,8 +2,8 @@
 
     python tests/benchmarks/overlay.py    # after `make repro`: it reads models/adapter
 
-The pointing game (Zhang et al. 2018, arXiv:1608.00507) on phantoms that no training saw: a hit is a hottest patch that
-touches the sign. Chance is the share of patches that touch it; `usual place` always points at the patch that the signs of that
+The pointing game (Zhang et al. 2018, arXiv:1608.00507) on phantoms that no training saw: a hit is a peak of the heatmap
+that touches the sign. Chance is the share of patches that touch it; `usual place` always points at the patch that the signs of that
 finding touch most often, on other phantoms: no model is needed for a sign that is always in one place, so that the others,
 which move, are summed up apart. Both halves of the overlay are measured alone as well. Counted are findings that are drawn
 and that the report names. The last line is JSON.
@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from explainmyxray.explaining.attribution import grid, look  # noqa: E402
+from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side  # noqa: E402
 from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
 from explainmyxray.generation import generate_batch  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
@@ -36,18 +36,20 @@ FIXED = 0.9  # of the others have a sign in its usual place: it does not move
 
 def main() -> None:
     explainer = load(ADAPTER, 0)
-    side = grid(explainer.model)
+    side = patch_grid_side(explainer.model)
     usual = usual_places(side)
     films = list(phantom.sample(phantom.PIPELINE, SEED, COUNT, explainer.side))
     rows, drawn = [], Counter()
     for film in tqdm(films, desc="pointing", unit="phantom", mininterval=5):
         signs, image = touched(film, side), film.read()
         drawn.update(signs.keys())
-        (report,) = generate_batch(explainer.model, explainer.processor, [image], explainer.how)
-        looks = look(explainer.model, explainer.processor, image, report, explainer.how.batch_size)
+        (report,) = generate_batch(explainer.model, explainer.processor, [image], explainer.generation)
+        attributions = attribute(
+            explainer.model, explainer.processor, image, report, explainer.generation.batch_size
+        )
         rows += [
-            points(finding, signs[finding], looks[finding], usual[finding][0])
-            for finding in signs.keys() & looks.keys()
+            points(finding, signs[finding], attributions[finding], usual[finding][0])
+            for finding in signs.keys() & attributions.keys()
         ]
     table = summary(pd.DataFrame(rows), drawn, usual)
     print(table.to_string(float_format="{:.2f}".format))
@@ -67,13 +69,13 @@ def main() -> None:
     )
 
 
-def points(finding: str, sign: np.ndarray, look, usual: int) -> dict:
+def points(finding: str, sign: np.ndarray, attribution: Attribution, usual: int) -> dict:
     """Whether each way to point hits a sign (rows, columns); for chance, the share of patches that do."""
     return {
         "finding": finding,
-        "overlay": sign[look.hottest],
-        "occlusion alone": sign.flat[look.fall.argmax()],
-        "gradient alone": sign.flat[look.pull.argmax()],
+        "overlay": sign[attribution.peak],
+        "occlusion alone": sign.flat[attribution.occlusion.argmax()],
+        "saliency alone": sign.flat[attribution.saliency.argmax()],
         "usual place": sign.flat[usual],
         "chance": sign.mean(),
     }

@@ -5,7 +5,7 @@ import binascii
 
 from explainmyxray.app.sheet import problem, sheet
 from explainmyxray.errors import UserError
-from explainmyxray.explaining.attribution import look
+from explainmyxray.explaining.attribution import attribute
 from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.images.dicom import open_film
 
@@ -21,12 +21,12 @@ def answer(explainer: Explainer, upload: str) -> str:
         if told.problem:
             return problem(f"This is {told.problem}. A chest X-ray is wanted, as PNG, JPEG or DICOM.")
         film = open_film(data)
-        looks = look(
+        looks = attribute(
             explainer.model,
             explainer.processor,
-            explainer.prepared(film),
+            explainer.prepare(film),
             told.report,
-            explainer.how.batch_size,
+            explainer.generation.batch_size,
         )
         return sheet(film, told, looks)
     except UserError as error:

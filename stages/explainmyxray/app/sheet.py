@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from explainmyxray.explaining.attribution import Look
+from explainmyxray.explaining.attribution import Attribution
 from explainmyxray.explaining.explainer import NOTICE, Explanation
 
 SHOWN_SIDE = 1024  # pixels; a larger film is shrunk to be shown
@@ -24,7 +24,7 @@ HEADER, BOLD = re.compile(r"^([A-Z][a-z]+:)"), r"<b>\1</b>"
 CAUTION = "On phantoms the box misses the sign about one time in five; on real films nobody has checked it."  # benchmarks/overlay.py
 
 
-def sheet(film: Image.Image, told: Explanation, looks: dict[str, Look]) -> str:
+def sheet(film: Image.Image, told: Explanation, looks: dict[str, Attribution]) -> str:
     """Film with overlays, report, findings and certainty; `film` upright and of any size."""
     warning = (
         f'<p class="warning" role="alert"><b>Do not trust this report:</b> {escape(told.warning)}.</p>'
@@ -46,7 +46,7 @@ def name(finding: str) -> str:
     return finding.replace("_", " ").lower()
 
 
-def _film(film: Image.Image, looks: dict[str, Look]) -> str:
+def _film(film: Image.Image, looks: dict[str, Attribution]) -> str:
     """The film, a layer over it for each finding, and the choice between them, which needs neither script nor server."""
     choices = [*looks, None]  # None: the film alone
     inputs = "".join(
@@ -85,28 +85,32 @@ def _film(film: Image.Image, looks: dict[str, Look]) -> str:
     )
 
 
-def _layer(look: Look) -> str:
+def _layer(look: Attribution) -> str:
     """The heat over the film, patch by patch, and a box around the patch that counts most."""
-    rows, columns = look.heat.shape
+    rows, columns = look.heatmap.shape
     pixels = np.zeros((rows, columns, 4), np.uint8)
-    pixels[..., :3], pixels[..., 3] = HEAT, (look.heat * DENSEST).round()
-    row, column = look.hottest
+    pixels[..., :3], pixels[..., 3] = HEAT, (look.heatmap * DENSEST).round()
+    row, column = look.peak
     box = (
         f'<div class="box" style="left:{column / columns:.2%};top:{row / rows:.2%};width:{1 / columns:.2%};height:{1 / rows:.2%}"></div>'
-        if look.heat.any()
+        if look.heatmap.any()
         else ""
     )
     return f'<img class="heat" alt="" src="{uri(Image.fromarray(pixels))}">{box}'
 
 
-def _words(look: Look) -> str:
+def _words(look: Attribution) -> str:
     """The legend: what the colour means, and what the box."""
     said = " and ".join(f"“{escape(each.split(': ', 1)[-1])}”" for each in look.sentences)
-    if not look.heat.any():
+    if not look.heatmap.any():
         return f"No single place counts for {said}: hiding any of them leaves it as likely."
-    rows, columns = look.heat.shape
+    rows, columns = look.heatmap.shape
     times = (
-        f"{look.times:.1f}" if look.times < 10 else f"{look.times:.0f}" if look.times < 1000 else "over 1,000"
+        f"{look.likelihood_ratio:.1f}"
+        if look.likelihood_ratio < 10
+        else f"{look.likelihood_ratio:.0f}"
+        if look.likelihood_ratio < 1000
+        else "over 1,000"
     )
     return (
         '<span class="ramp"><i></i><span>counts little</span><span>counts most</span></span>'

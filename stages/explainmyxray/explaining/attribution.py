@@ -1,11 +1,12 @@
-"""Where the model looked: on which patches of the image the sentences that name a finding hang.
+"""Attribution: on which patches of the image the sentences that name a finding depend.
 
-Two answers, multiplied, for on phantoms, where the place of each sign is known, neither points as well alone
-(`tests/benchmarks/overlay.py`):
-- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a window of patches loses its detail, each patch taking its own mean
-  grey. How far the log-probability of the sentences falls, each token given all before it, is what the window was worth;
-- gradient (SmoothGrad, Smilkov et al. 2017, arXiv:1706.03825): how strongly that log-probability answers to the pixels of
-  a patch, averaged over noisy copies of the image.
+Two methods, multiplied, since on phantoms, where the place of each sign is known, neither points as well alone
+(`tests/benchmarks/overlay.py`). The output that is attributed is the log-probability of the sentences, each token given
+all before it:
+- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a sliding window of patches is replaced by its baseline, here the mean
+  grey of each patch; the fall of the output is the window's attribution;
+- saliency (Simonyan et al. 2014, arXiv:1312.6034) with SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the size of
+  the output's gradient with respect to the pixels, averaged over noisy copies of the image.
 """
 
 from collections.abc import Iterator
@@ -22,149 +23,177 @@ from explainmyxray.model.inputs import TrainingCollator
 from explainmyxray.reports.labeler import SENTENCE_END, positive_findings
 from explainmyxray.training.loss import token_losses
 
-WINDOW = 2  # patches a side: one alone leaves most of a sign to be seen beside it
-COPIES, NOISE = 8, 0.1  # noisy copies, and their deviation where black to white is 2
+WINDOW = (
+    2  # patches a side of the sliding window: behind a single one, most of a sign is still seen beside it
+)
+NOISE_SAMPLES = 8  # noisy copies of SmoothGrad
+NOISE_STD = 0.1  # where pixels run from -1 (black) to 1 (white)
+MAX_LOG_RATIO = 50  # exp() of more would be no figure that anyone reads
 
 Batch = dict[str, torch.Tensor]
+Span = tuple[int, int]  # first character and the one after the last
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a finding hangs on: `sentences` of the report, and two maps of (rows, columns) of patches.
+    """What a finding depends on: the `sentences` that name it, and two maps of (rows, columns) of patches.
 
-    `fall` is by how much the log-probability of the sentences falls without a patch, on average over the windows that hide
-    it; `pull` how strongly it answers to the patch's pixels.
+    `occlusion` is the fall of the sentences' log-probability without a patch, averaged over the windows that hide it;
+    `saliency` the mean absolute gradient of that log-probability over the patch's pixels.
     """
 
     sentences: tuple[str, ...]
-    fall: np.ndarray
-    pull: np.ndarray
+    occlusion: np.ndarray
+    saliency: np.ndarray
 
     @property
-    def heat(self) -> np.ndarray:
-        """(rows, columns): 1 at the patch that counts most, down to 0; 0 everywhere where none counts."""
-        heat = self.fall.clip(0) * self.pull
-        return heat / max(float(heat.max()), 1e-30)
+    def heatmap(self) -> np.ndarray:
+        """(rows, columns) both maps multiplied: 1 at the peak, down to 0; 0 everywhere if no patch counts."""
+        product = self.occlusion.clip(0) * self.saliency
+        return product / max(float(product.max()), 1e-30)
 
     @property
-    def hottest(self) -> tuple[int, int]:
+    def peak(self) -> tuple[int, int]:
         """Row and column of the patch that counts most."""
-        row, column = np.unravel_index(self.heat.argmax(), self.heat.shape)
+        row, column = np.unravel_index(self.heatmap.argmax(), self.heatmap.shape)
         return int(row), int(column)
 
     @property
-    def times(self) -> float:
-        """How many times less likely the sentences are with the hottest patch hidden; 1 where no patch counts."""
-        return float(np.exp(min(max(self.fall[self.hottest], 0), 50)))
+    def likelihood_ratio(self) -> float:
+        """How many times likelier the sentences are with the peak visible than with it hidden; 1 if no patch counts."""
+        fall = float(self.occlusion[self.peak])
+        return float(np.exp(np.clip(fall, 0, MAX_LOG_RATIO)))
 
 
-def look(
-    model, processor: PaliGemmaProcessor, film: Image.Image, report: str, batch_size: int
+def attribute(
+    model, processor: PaliGemmaProcessor, image: Image.Image, report: str, batch_size: int
 ) -> dict[str, Attribution]:
-    """A `Attribution` for each finding that a sentence of the report names; `film` as the model takes it, `batch_size` windows at a time."""
-    named = sentences_naming(report)
-    if not named:
+    """An `Attribution` for each finding that a sentence of the report names, occluded images `batch_size` at a time.
+
+    `image` is greyscale and of the model's own size.
+    """
+    # 1) Which characters of the report name which finding.
+    spans = sentences_naming(report)
+    if not spans:
         return {}
-    batch = TrainingCollator(processor)([(film, report)])
-    places = processor.tokenizer(report, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    tokens = {
-        finding: [
-            number
-            for number, (start, end) in enumerate(places)
-            if any(start < last and end > first for first, last in spans)
-        ]
-        for finding, spans in named.items()
-    }
-    falls = occlusion(model, batch, tokens, batch_size)
-    pulls = gradient(model, batch, tokens)
-    return {
-        finding: Attribution(
-            tuple(report[first:last] for first, last in spans), falls[finding], pulls[finding]
-        )
-        for finding, spans in named.items()
-    }
+
+    # 2) Which tokens those characters are: the output to be attributed is the sum of their log-probabilities.
+    encoded = processor.tokenizer(report, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    tokens = {finding: _tokens_within(offsets, sentences) for finding, sentences in spans.items()}
+
+    # 3) Both maps, from one forward pass a window and one backward pass a noisy copy for all findings together.
+    batch = TrainingCollator(processor)([(image, report)])
+    occlusions = occlusion(model, batch, tokens, batch_size)
+    saliencies = saliency(model, batch, tokens)
+
+    found = {}
+    for finding, sentences in spans.items():
+        texts = tuple(report[start:end] for start, end in sentences)
+        found[finding] = Attribution(texts, occlusions[finding], saliencies[finding])
+    return found
 
 
-def grid(model) -> int:
+def patch_grid_side(model) -> int:
     """Patches a side of the model's image."""
     vision = model.config.vision_config
     return vision.image_size // vision.patch_size
 
 
-def sentences_naming(report: str) -> dict[str, list[tuple[int, int]]]:
-    """For each finding that a sentence says is there, start and end of those sentences in the report."""
-    named: dict[str, list[tuple[int, int]]] = {}
+def sentences_naming(report: str) -> dict[str, list[Span]]:
+    """For each finding that a sentence asserts, the spans of those sentences in the report."""
+    spans: dict[str, list[Span]] = {}
     for start, end in _sentences(report):
         for finding in sorted(positive_findings(report[start:end])):
-            named.setdefault(finding, []).append((start, end))
-    return named
+            spans.setdefault(finding, []).append((start, end))
+    return spans
 
 
-def _sentences(report: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each sentence, its full stop left out."""
+def _sentences(report: str) -> Iterator[Span]:
+    """The span of each sentence, without white space before it and its full stop."""
+    ends = [match.span() for match in SENTENCE_END.finditer(report)]
+    ends.append((len(report), len(report)))
     start = 0
-    for end, after in [
-        *(match.span() for match in SENTENCE_END.finditer(report)),
-        (len(report), len(report)),
-    ]:
-        start += len(report[start:end]) - len(report[start:end].lstrip())
+    for end, next_start in ends:
+        sentence = report[start:end]
+        start += len(sentence) - len(sentence.lstrip())
         if start < end:
             yield start, end
-        start = after
+        start = next_start
+
+
+def _tokens_within(offsets: list[Span], spans: list[Span]) -> list[int]:
+    """Positions of the tokens that overlap one of the spans."""
+    positions = []
+    for position, (start, end) in enumerate(offsets):
+        if any(start < span_end and end > span_start for span_start, span_end in spans):
+            positions.append(position)
+    return positions
 
 
 @gpu_memory()
 @torch.inference_mode()
 def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int) -> dict[str, np.ndarray]:
-    """For each name (rows, columns): by how much the log-probability of its tokens falls without a patch."""
-    pixels, windows = batch["pixel_values"], _windows(grid(model))
+    """For each name (rows, columns): the fall of its tokens' log-probability without a patch; `batch` holds one report."""
+    # 1) The baseline: every patch in its own mean grey. Its detail is gone, while the film keeps its exposure.
+    pixels = batch["pixel_values"]
+    windows = _sliding_windows(patch_grid_side(model))
     patch = pixels.shape[-1] // windows.shape[-1]
-    coarse = F.interpolate(F.avg_pool2d(pixels, patch), scale_factor=patch)
+    baseline = F.interpolate(F.avg_pool2d(pixels, patch), scale_factor=patch)
+
+    # 2) The losses (tokens,) of the image as it is, which is the first mask, and of each occluded image.
+    masks = torch.cat([torch.zeros_like(windows[:1]), windows])
     losses = []
-    for some in torch.cat([torch.zeros_like(windows[:1]), windows]).split(
-        batch_size
-    ):  # first of all nothing is hidden
+    for some in masks.split(batch_size):
         hidden = F.interpolate(some[:, None], scale_factor=patch)
-        losses += token_losses(model, _with_pixels(model, batch, pixels * (1 - hidden) + coarse * hidden))
-    whole, *without = torch.stack(losses).cpu()
-    fall = torch.stack(without) - whole  # (windows, tokens)
-    worth = {name: fall[:, which].sum(1)[:, None, None] * windows for name, which in tokens.items()}
-    return {name: (each.sum(0) / windows.sum(0)).numpy() for name, each in worth.items()}
+        occluded = pixels * (1 - hidden) + baseline * hidden
+        losses += token_losses(model, _with_pixels(model, batch, occluded))
+    original, *occluded_losses = torch.stack(losses).cpu()
+    fall = torch.stack(occluded_losses) - original  # (windows, tokens) of log-probability
+
+    # 3) A patch's attribution is the mean over the windows that hide it.
+    maps = {}
+    for name, positions in tokens.items():
+        of_window = fall[:, positions].sum(1)[:, None, None]
+        maps[name] = ((of_window * windows).sum(0) / windows.sum(0)).numpy()
+    return maps
 
 
 @gpu_memory()
-def gradient(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """For each name (rows, columns): how strongly the log-probability of its tokens answers to a patch's pixels, as a mean."""
+def saliency(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """For each name (rows, columns): mean absolute SmoothGrad of its tokens' log-probability over a patch's pixels."""
     pixels = batch["pixel_values"]
-    noise = NOISE * torch.randn(COPIES, 1, *pixels.shape[-2:], generator=torch.Generator().manual_seed(0))
-    total = dict.fromkeys(tokens, 0)
-    for each in noise:  # one by one: a backward pass needs far more memory than the forward passes above
+    generator = torch.Generator().manual_seed(0)
+    noise = NOISE_STD * torch.randn(NOISE_SAMPLES, 1, *pixels.shape[-2:], generator=generator)
+
+    # 1) The sum of the gradients. Copies one by one: a backward pass needs far more memory than those of occlusion.
+    gradients = {name: torch.zeros_like(pixels[:, 0]) for name in tokens}
+    for each in noise:
         noisy = (pixels + each).requires_grad_()
         (losses,) = token_losses(model, _with_pixels(model, batch, noisy))
-        for name, which in tokens.items():
-            total[name] = (
-                total[name]
-                + torch.autograd.grad(losses[which].sum(), noisy, retain_graph=True)[0].sum(1).nan_to_num()
-            )
-    patch = pixels.shape[-1] // grid(model)
-    return {name: F.avg_pool2d(each.abs(), patch)[0].numpy() for name, each in total.items()}
+        for name, positions in tokens.items():
+            (gradient,) = torch.autograd.grad(losses[positions].sum(), noisy, retain_graph=True)
+            # A film is grey: its three channels move together. In fp16 a gradient can overflow; such a pixel is left out.
+            gradients[name] += gradient.sum(1).nan_to_num()
+
+    # 2) Its size, as a mean over each patch.
+    patch = pixels.shape[-1] // patch_grid_side(model)
+    return {name: F.avg_pool2d(total.abs(), patch)[0].numpy() for name, total in gradients.items()}
 
 
 def _with_pixels(model, batch: Batch, pixels: torch.Tensor) -> Batch:
     """The batch's one report beside each of some images (n, 3, side, side), on the model's device."""
-    rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()} | {
-        "pixel_values": pixels
-    }
+    rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()}
+    rows["pixel_values"] = pixels
     return {name: value.to(model.device) for name, value in rows.items()}
 
 
-def _windows(side: int) -> torch.Tensor:
+def _sliding_windows(side: int) -> torch.Tensor:
     """(windows, side, side): 1 in each window of `WINDOW` x `WINDOW` patches, 0 elsewhere."""
     width = min(WINDOW, side)
-    windows = torch.zeros((side - width + 1) ** 2, side, side)
+    positions = side - width + 1
+    windows = torch.zeros(positions**2, side, side)
     for number, window in enumerate(windows):
-        row, column = divmod(number, side - width + 1)
+        row, column = divmod(number, positions)
         window[row : row + width, column : column + width] = 1
     return windows

@@ -23,27 +23,25 @@ def token_probability(
 ) -> list[float]:
     """For each image the mean probability of its report's tokens, <eos> among them, each given all before it."""
     batch = TrainingCollator(processor)(list(zip(images, reports)))
-    return [
-        losses.neg().exp().mean().item()
-        for losses in token_losses(model, {name: value.to(model.device) for name, value in batch.items()})
-    ]
+    on_device = {name: value.to(model.device) for name, value in batch.items()}
+    return [losses.neg().exp().mean().item() for losses in token_losses(model, on_device)]
 
 
 def finding_probabilities(
-    model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, longest: int, seed: int
+    model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, max_new_tokens: int, seed: int
 ) -> dict[str, float]:
-    """For each finding the share of `samples` reports, drawn at temperature 1 and of `longest` tokens at most, that name it."""
+    """For each finding the share of `samples` reports that assert it; they are drawn at temperature 1."""
     set_seed(seed)
-    texts = generate_texts(
+    reports = generate_texts(
         model,
         processor,
         [image],
-        max_new_tokens=longest,
+        max_new_tokens=max_new_tokens,
         do_sample=True,
         num_return_sequences=samples,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
     )
-    named = [positive_findings(text) for text in texts]
-    return {finding: sum(finding in each for each in named) / samples for finding in FINDINGS}
+    asserted = [positive_findings(report) for report in reports]
+    return {finding: sum(finding in findings for findings in asserted) / samples for finding in FINDINGS}

@@ -1,4 +1,4 @@
-"""Images in, explanations out: what `stages/explain.py` and any other front has in common."""
+"""Images in, explanations out: what `stages/explain.py` and the page have in common."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from explainmyxray.out_of_distribution import ImageDistribution
 from explainmyxray.reports.labeler import positive_findings
 
 NOTICE = "For research only, not a medical device. Written by a model that was tuned on reports made from labels by templates."
+BLANK = 16  # grey levels: an image whose darkest and brightest pixels differ by less shows nothing
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,22 @@ class Explanation:
 
     image: str
     report: str = ""
-    findings: tuple[str, ...] = ()  # that the report says are there
+    findings: tuple[str, ...] = ()  # asserted by the report
     certainty: float | None = None  # mean probability of the report's tokens
-    probabilities: dict[str, float] | None = None  # of each finding to be named, over sampled reports
+    probabilities: dict[str, float] | None = (
+        None  # of each finding: the share of sampled reports that assert it
+    )
     warning: str = ""  # why not to trust the report
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A file that a person gave, as the model takes it; `image` is None where it has a `problem`."""
+
+    name: str
+    image: Image.Image | None = None
+    colour: bool = False  # the file holds a colour picture
     problem: str = ""
 
 
@@ -38,70 +51,80 @@ class Explainer:
     model: object
     processor: object
     out_of_distribution: ImageDistribution | None
-    how: settings.Evaluate
+    generation: settings.Evaluate
     seed: int
     samples: int  # sampled reports behind each probability; 0: none, which is much faster
 
-    def explain(self, named: Iterable[tuple[str, bytes]]) -> Iterator[Explanation]:
-        """An explanation for each name and file, in order, a batch of files in memory at a time."""
-        rest = iter(named)
-        while chunk := list(islice(rest, self.how.batch_size)):
-            yield from self._batch(chunk)
+    @property
+    def side(self) -> int:
+        """Pixels a side of the image that the model takes."""
+        return self.processor.image_processor.size["height"]
 
-    @gpu_memory()
-    def _batch(self, named: list[tuple[str, bytes]]) -> list[Explanation]:
-        opened = [self._open(*each) for each in named]
-        films = [each for each in opened if not isinstance(each, Explanation)]
-        if not films:
-            return opened
-        reports = generate_batch(self.model, self.processor, films, self.how)
-        written = zip(films, reports, token_probability(self.model, self.processor, films, reports))
-        return [
-            each if isinstance(each, Explanation) else self._told(name, data, *next(written))
-            for (name, data), each in zip(named, opened)
-        ]
+    def explain(self, files: Iterable[tuple[str, bytes]]) -> Iterator[Explanation]:
+        """An explanation for each file (name, content), in order; a batch of files is in memory at a time."""
+        remaining = iter(files)
+        while chunk := list(islice(remaining, self.generation.batch_size)):
+            films = [self.open(name, data) for name, data in chunk]
+            yield from self._explain_batch(films)
 
-    def _open(self, name: str, data: bytes) -> Image.Image | Explanation:
-        """The image as the model takes it, or why there is none."""
+    def open(self, name: str, data: bytes) -> Film:
+        """A file as the model takes it, or why it cannot be used."""
         try:
-            return self.prepared(open_film(data))
+            image = self.prepare(open_film(data))
+            return Film(name, image, is_colour(data))
         except BadImage as bad:
-            return Explanation(name, problem=f"not an image that can be used: {bad.reason.replace('_', ' ')}")
+            reason = bad.reason.replace("_", " ")
+            return Film(name, problem=f"not an image that can be used: {reason}")
 
-    def prepared(self, film: Image.Image) -> Image.Image:
+    def prepare(self, film: Image.Image) -> Image.Image:
         """A film as the model takes it: a square of its side."""
         return film.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
-    def _told(self, name: str, data: bytes, film: Image.Image, report: str, certainty: float) -> Explanation:
+    @gpu_memory()
+    def _explain_batch(self, films: list[Film]) -> list[Explanation]:
+        # One batch writes the reports of all films that can be used; the others keep their place in the order.
+        images = [film.image for film in films if not film.problem]
+        reports, certainties = [], []
+        if images:
+            reports = generate_batch(self.model, self.processor, images, self.generation)
+            certainties = token_probability(self.model, self.processor, images, reports)
+
+        written = iter(zip(reports, certainties))
+        explanations = []
+        for film in films:
+            if film.problem:
+                explanations.append(Explanation(film.name, problem=film.problem))
+            else:
+                explanations.append(self._explanation(film, *next(written)))
+        return explanations
+
+    def _explanation(self, film: Film, report: str, certainty: float) -> Explanation:
         return Explanation(
-            name,
+            film.name,
             report,
-            tuple(sorted(positive_findings(report))),
-            certainty,
-            self._sampled(film),
-            self.doubt(data, film),
+            findings=tuple(sorted(positive_findings(report))),
+            certainty=certainty,
+            probabilities=self._finding_probabilities(film.image),
+            warning=self.warning(film),
         )
 
-    def _sampled(self, film: Image.Image) -> dict[str, float] | None:
+    def _finding_probabilities(self, image: Image.Image) -> dict[str, float] | None:
         if not self.samples:
             return None
         return finding_probabilities(
-            self.model, self.processor, film, self.samples, self.how.max_new_tokens, self.seed
+            self.model, self.processor, image, self.samples, self.generation.max_new_tokens, self.seed
         )
 
-    def doubt(self, data: bytes, film: Image.Image) -> str:
-        """Why a prepared image may be no chest film, or none of the kind that the adapter knows; blank where it looks like one."""
-        low, high = film.getextrema()
-        if high - low < 16:
+    def warning(self, film: Film) -> str:
+        """Why a film may be no chest X-ray, or none of the kind that the adapter knows; blank if it looks like one."""
+        low, high = film.image.getextrema()
+        if high - low < BLANK:
             return "the image is blank"
-        if is_colour(data):
+        if film.colour:
             return "this is a colour picture, and X-rays are grey"
-        if self.out_of_distribution is None:
+        known = self.out_of_distribution
+        if known is None:
             return "nobody checked whether this is a chest X-ray: the adapter comes without a description of its training images"
-        if self.out_of_distribution.reconstruction_error(film) > self.out_of_distribution.limit:
+        if known.reconstruction_error(film.image) > known.limit:
             return "the image is unlike those that the adapter was tuned on: it may be no chest X-ray, or one of another kind"
         return ""
-
-    @property
-    def side(self) -> int:
-        return self.processor.image_processor.size["height"]

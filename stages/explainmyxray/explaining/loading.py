@@ -1,4 +1,4 @@
-"""A trained adapter, ready to explain: what every front needs first."""
+"""Loading a trained adapter with all that explaining needs beside it."""
 
 from transformers.utils import logging
 
