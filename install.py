@@ -185,8 +185,8 @@ def run_installer(installer: list[str], requirements: list[str], options: list[s
     output = []
     for line in process.stdout:
         output.append(line)
-        if worth_saying(line):
-            print(" ", " ".join(line.split())[:100], flush=True)
+        if progress(line):
+            print(" ", progress(line), flush=True)
     if process.wait():
         print("".join(output[-15:]), file=sys.stderr)
         raise InstallError(
@@ -196,12 +196,15 @@ def run_installer(installer: list[str], requirements: list[str], options: list[s
     asked.unlink()
 
 
-def worth_saying(line: str) -> bool:
-    """Downloads of 100 MB and more, and the steps after them, in the words of pip and of uv."""
-    size = re.match(r"\s*Downloading \S+ \((\d+)(\.\d+)? ?Mi?B\)", line)
-    return bool(size and int(size[1]) >= 100) or line.startswith(
-        ("Building wheels", "Installing", "Prepared", "Installed")
-    )
+def progress(line: str) -> str:
+    """What a line of pip or uv says of a download of 100 MB and more, or of the steps after it; nothing of other lines."""
+    download = re.match(r"\s*Downloading (\S+) \((\d{3,})[.\d]* ?(Mi?B)\)", line)
+    if download:
+        name = re.split(r"-(?:cp|py)\d", download[1])[0]  # without the tags of a wheel's name
+        return f"downloading {name}, {download[2]} {download[3]}"
+    if line.startswith(("Building wheels", "Installing collected", "Prepared", "Installed")):
+        return line.partition(":")[0].strip()
+    return ""
 
 
 def read_lock() -> dict[str, str]:
