@@ -1,7 +1,7 @@
 """Split the reports into train, val and test: `python stages/split.py`.
 
-Reads data/reports.csv; writes data/splits/{train,val,test}.csv, metrics/split.json with what was dropped and what two
-splits share, and metrics/labels.csv with the label counts for a plot.
+Reads data/reports.csv; writes data/splits/{train,val,test}.csv, metrics/split.json with what was dropped and
+what two splits share, and metrics/labels.csv with the label counts for a plot.
 """
 
 import pandas as pd
@@ -12,47 +12,61 @@ from explainmyxray.settings import load_settings
 from explainmyxray.splits.make_splits import SPLITS, make_splits
 from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics, write_table
 
-REPORTS, FOLDER, METRICS, COUNTS = (
-    "data/reports.csv",
-    "data/splits",
-    "metrics/split.json",
-    "metrics/labels.csv",
-)
+REPORTS = "data/reports.csv"
+SPLITS_FOLDER = "data/splits"
+METRICS = "metrics/split.json"
+LABEL_COUNTS = "metrics/labels.csv"
 
 
 def main() -> None:
     settings = load_settings()
     parts, figures = make_splits(read_table(REPORTS, REPORT_COLUMNS), settings.split, settings.seed)
-    with replacing(FOLDER) as folder:
+    with replacing(SPLITS_FOLDER) as folder:
         for name, part in parts.items():
             write_table(folder / f"{name}.csv", part)
     write_metrics(METRICS, figures)
-    counts = [
-        (name, label, each["count"]) for name in SPLITS for label, each in figures[name]["labels"].items()
-    ]
-    write_table(COUNTS, pd.DataFrame(counts, columns=["split", "label", "count"]))
+    write_table(LABEL_COUNTS, label_counts(figures))
     print(summary(figures))
+
+
+def label_counts(figures: dict) -> pd.DataFrame:
+    """A row for each split and label: the plot `labels per split` reads it."""
+    rows = []
+    for name in SPLITS:
+        for label, label_figures in figures[name]["labels"].items():
+            rows.append((name, label, label_figures["count"]))
+    return pd.DataFrame(rows, columns=["split", "label", "count"])
 
 
 def summary(figures: dict) -> str:
     """The figures as a table for a person: a row a label, a column a split, shares in percent."""
-    lines = [f"{'':20}" + "".join(f"{name:>16}" for name in SPLITS)]
+    lines = [_row("", [f"{name:>16}" for name in SPLITS])]
     for what in ("images", "patients"):
-        lines.append(f"{what:20}" + "".join(f"{figures[name][what]:16}" for name in SPLITS))
+        lines.append(_row(what, [f"{figures[name][what]:16}" for name in SPLITS]))
     for label in figures["train"]["labels"]:
         cells = [figures[name]["labels"][label] for name in SPLITS]
         if any(cell["count"] for cell in cells):
-            lines.append(f"{label:20}" + "".join(f"{cell['count']:9} {cell['share']:6.1%}" for cell in cells))
-    dropped, shared, plain = figures["dropped"], figures["shared"], figures["plain"]
-    lines += [
-        f"dropped: {dropped['rare_images']} images of {len(dropped['rare_combinations'])} rare label combinations, "
-        f"{dropped['over_max_samples']} over max_samples",
-        f"shared by two splits: {shared['patients']} patients, {shared['images']} images, {shared['near_duplicates']} near "
-        f"copies; a plain split shares {plain['patients']} patients, {plain['images']} images, {plain['near_duplicates']} near copies",
-    ]
+            lines.append(_row(label, [f"{cell['count']:9} {cell['share']:6.1%}" for cell in cells]))
+    dropped = figures["dropped"]
+    lines.append(
+        f"dropped: {dropped['rare_images']} images of {len(dropped['rare_combinations'])} rare label "
+        f"combinations, {dropped['over_max_samples']} over max_samples"
+    )
+    lines.append(
+        f"shared by two splits: {_leaks(figures['shared'])}; a plain split shares {_leaks(figures['plain'])}"
+    )
     if figures["unplaced"]:
         lines.append(f"not in every split, for want of patients: {', '.join(figures['unplaced'])}")
     return "\n".join(lines)
+
+
+def _row(title: str, cells: list[str]) -> str:
+    return f"{title:20}{''.join(cells)}"
+
+
+def _leaks(shared: dict[str, int]) -> str:
+    names = {"patients": "patients", "images": "images", "near_duplicates": "near duplicates"}
+    return ", ".join(f"{shared[key]} {name}" for key, name in names.items())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.settings import Split
-from explainmyxray.splits.make_splits import SPLITS, groups, make_splits
+from explainmyxray.splits.group import find_groups
+from explainmyxray.splits.make_splits import SPLITS, make_splits
 from explainmyxray.tables import NO_FINDING, REPORT_COLUMNS, read_table, split_labels, write_table
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +31,9 @@ GUIDE = {
     "min_samples_per_class": 10,
     "max_samples": 8000,
     "stratify_by": "labels",
+    "group_by": "patient",
 }
-GUIDE["group_by"] = "patient"
-TOGETHER = {"patients": 0, "images": 0, "near_duplicates": 0, "test_images_of_train_patients": 0}
+NOTHING_SHARED = {"patients": 0, "images": 0, "near_duplicates": 0, "test_images_of_train_patients": 0}
 
 
 def table(rows) -> pd.DataFrame:
@@ -42,13 +43,12 @@ def table(rows) -> pd.DataFrame:
 def nih() -> pd.DataFrame:
     if not NIH.exists():
         pytest.skip(f"{NIH} is not here")
+    rows = []
     with NIH.open() as file:
-        rows = [
-            (row["Image Index"], row["Patient ID"], row["Finding Labels"]) for row in csv.DictReader(file)
-        ]
-    return table(
-        [(image, patient, "|".join(sorted(labels.split("|"))), image) for image, patient, labels in rows]
-    )
+        for row in csv.DictReader(file):
+            labels = "|".join(sorted(row["Finding Labels"].split("|")))
+            rows.append((row["Image Index"], row["Patient ID"], labels, row["Image Index"]))
+    return table(rows)
 
 
 def pneumonia() -> pd.DataFrame:
@@ -71,15 +71,16 @@ def both() -> pd.DataFrame:
     "shares, tolerance", [((0.8, 0.1, 0.1), 2), ((0.7, 0.15, 0.15), 2), ((0.9, 0.05, 0.05), 5)]
 )
 def test_real_labels(make, images, shares, tolerance):
-    """Tolerances: 0.1 % of the rows overall; two images for each combination and two for each label in each split.
+    """Tolerances: 0.1 % of the rows overall, two images for each combination and each label in each split.
 
-    A share of 5 % is less than one image of a rare combination, but each split gets one: it adds up to five in a label.
+    A share of 5 % is less than one image of a rare combination, but each split gets one: it adds up to five
+    in a label.
     """
     values = GUIDE | dict(zip(SPLITS, shares))
     parts, figures = make_splits(make(), Split(**values), seed=42)
     kept = pd.concat(parts.values())
     assert len(kept) == images == figures["kept"]["images"]
-    assert figures["shared"] == TOGETHER
+    assert figures["shared"] == NOTHING_SHARED
     assert figures["unplaced"] == {}
     combinations = Counter(kept["labels"])
     for name, share in zip(SPLITS, shares):
@@ -96,12 +97,9 @@ def test_real_labels(make, images, shares, tolerance):
 def test_real_counts():
     figures = make_splits(nih(), Split(**GUIDE), seed=42)[1]
     assert figures["total"] == {"images": 5606, "patients": 4230}
-    assert len(figures["dropped"]["rare_combinations"]) == 244 - 38
-    assert (
-        figures["dropped"]["rare_images"]
-        == 5606 - 5185
-        == sum(figures["dropped"]["rare_combinations"].values())
-    )
+    dropped = figures["dropped"]
+    assert len(dropped["rare_combinations"]) == 244 - 38
+    assert dropped["rare_images"] == sum(dropped["rare_combinations"].values()) == 5606 - 5185
     assert pneumonia()["patient"].nunique() == 4097
 
 
@@ -137,83 +135,103 @@ def test_one_seed_one_split():
 
 
 COMBINATIONS = ("No Finding", "Mass", "Edema", "Edema|Mass")
-patients, pixels = st.sampled_from(["", *"abcdefghijkl"]), st.sampled_from(["", *map(str, range(40))])
-tables = st.lists(st.tuples(patients, st.sampled_from(COMBINATIONS), pixels), min_size=1, max_size=40)
+PATIENTS = st.sampled_from(["", *"abcdefghijkl"])
+PIXELS = st.sampled_from(["", *map(str, range(40))])
+TABLES = st.lists(st.tuples(PATIENTS, st.sampled_from(COMBINATIONS), PIXELS), min_size=1, max_size=40)
 
 
 def linked(rows) -> list[set[int]]:
-    """Groups found the slow way: merge sets of rows until no two share a patient or pixels."""
-    sets = [
-        ({i}, {f"p{patient}"} - {"p"} | {f"s{sha}"} - {"s"}) for i, (_, patient, _, sha) in enumerate(rows)
-    ]
-    while pair := next(((a, b) for a in sets for b in sets if a is not b and a[1] & b[1]), None):
-        sets = [each for each in sets if each not in pair] + [
-            (pair[0][0] | pair[1][0], pair[0][1] | pair[1][1])
-        ]
-    return [members for members, _ in sets]
+    """Groups found the slow way: each row joins all earlier groups that share its patient or its pixels."""
+    groups: list[tuple[set[int], set[str]]] = []  # rows, and the patients and pixels that link them
+    for i, (_, patient, _, pixels) in enumerate(rows):
+        members, links = {i}, set()
+        if patient:
+            links.add(f"patient {patient}")
+        if pixels:
+            links.add(f"pixels {pixels}")
+        joined = [group for group in groups if group[1] & links]
+        apart = [group for group in groups if group not in joined]
+        for other_members, other_links in joined:
+            members |= other_members
+            links |= other_links
+        groups = [*apart, (members, links)]
+    return [members for members, _ in groups]
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=tables, random=st.randoms(use_true_random=False), stratify=st.sampled_from(["labels", "none"]))
-def test_random_tables(rows, random, stratify):
-    rows = [(f"{i:02}.png", patient, labels, sha) for i, (patient, labels, sha) in enumerate(rows)]
+@given(
+    rows=TABLES,
+    random=st.randoms(use_true_random=False),
+    stratify_by=st.sampled_from(["labels", "none"]),
+    shares=st.sampled_from([(0.8, 0.1, 0.1), (0.7, 0.15, 0.15), (0.34, 0.33, 0.33)]),
+)
+def test_random_tables(rows, random, stratify_by, shares):
+    rows = [(f"{i:02}.png", patient, labels, pixels) for i, (patient, labels, pixels) in enumerate(rows)]
     frame = table(rows)
+
+    # The groups are those found the slow way.
     found = defaultdict(set)
-    for i, group in enumerate(groups(frame)):
+    for i, group in enumerate(find_groups(frame)):
         found[group].add(i)
-    expected = linked(rows)
-    assert sorted(map(sorted, found.values())) == sorted(map(sorted, expected))
-    split = Split(**GUIDE | {"min_samples_per_class": 1, "max_samples": 10**6, "stratify_by": stratify})
+    groups = linked(rows)
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, groups))
+
+    # Refused are only tables of fewer groups than splits.
+    values = {"min_samples_per_class": 1, "max_samples": 10**6, "stratify_by": stratify_by}
+    split = Split(**GUIDE | values | dict(zip(SPLITS, shares)))
     try:
         parts, figures = make_splits(frame, split, seed=1)
     except UserError:
-        assert len(expected) < 3
+        assert len(groups) < 3
         return
-    assert sorted(name for part in parts.values() for name in part["image"]) == sorted(frame["image"])
-    assert figures["shared"] == TOGETHER
+
+    # Every row is in one split, and no group in two.
+    assert sorted(pd.concat(parts.values())["image"]) == sorted(frame["image"])
+    assert figures["shared"] == NOTHING_SHARED
+
+    # The order of the rows does not matter.
     shuffled = rows.copy()
     random.shuffle(shuffled)
     again, same = make_splits(table(shuffled), split, seed=1)
     assert same == figures
     assert all(parts[name].equals(again[name]) for name in SPLITS)
-    where = {image: name for name, part in parts.items() for image in part["image"]}
-    places = defaultdict(set)
-    for image, _, labels, _ in rows:
-        places[labels].add(where[image])
-    if stratify == "labels":
-        assert figures["unplaced"] == {
-            labels: 3 - len(seen) for labels, seen in places.items() if len(seen) < 3
-        }
-        if all(len({rows[i][2] for i in members}) == 1 for members in expected):
-            holders = Counter(rows[min(members)][2] for members in expected)
-            assert all(holders[labels] < 3 for labels in figures["unplaced"])
+
+    # A combination missing from a split is listed, and is one that fewer than three groups hold (groups of
+    # several combinations can get in each other's way).
+    if stratify_by == "labels":
+        splits_with = Counter()
+        for part in parts.values():
+            splits_with.update(set(part["labels"]))
+        missing = {labels: 3 - count for labels, count in splits_with.items() if count < 3}
+        assert figures["unplaced"] == missing
+        combinations_of = [{rows[i][2] for i in members} for members in groups]
+        if all(len(combinations) == 1 for combinations in combinations_of):
+            holders = Counter(combinations.pop() for combinations in combinations_of)
+            assert all(holders[labels] < 3 for labels in missing)
 
 
 def test_duplicates_and_blanks():
     """Equal pixels tie two patients together; a blank ties nothing."""
     ties = [("1", "x"), ("2", "x"), ("2", "y"), ("", ""), ("", "")]
     frame = table([(name, patient, "Mass", sha256) for name, (patient, sha256) in zip("abcde", ties)])
-    assert list(groups(frame)) == [0, 0, 0, 1, 2]
-    assert list(groups(frame.assign(near_duplicate_of=["c", "", "", "", "c"]))) == [0, 0, 0, 1, 0]
+    assert list(find_groups(frame)) == [0, 0, 0, 1, 2]
+    assert list(find_groups(frame.assign(near_duplicate_of=["c", "", "", "", "c"]))) == [0, 0, 0, 1, 0]
 
 
-def test_near_copies_stay_together_and_are_counted_where_they_do_not():
+def test_near_duplicates_stay_together_and_are_counted_where_they_do_not():
     rows = [(f"{i:03}.png", str(i), COMBINATIONS[i % 4], str(i)) for i in range(400)]
     frame = table(rows)
-    frame.loc[:199, "near_duplicate_of"] = [
-        f"{i // 2 * 2:03}.png" for i in range(200)
-    ]  # 100 films, each stored by two patients
+    # 100 films, each stored by two patients
+    frame.loc[:199, "near_duplicate_of"] = [f"{i // 2 * 2:03}.png" for i in range(200)]
     together = make_splits(frame, Split(**GUIDE), seed=1)[1]
-    assert together["shared"] == TOGETHER and together["plain"]["near_duplicates"] > 10
+    assert together["shared"] == NOTHING_SHARED and together["plain"]["near_duplicates"] > 10
     apart = make_splits(frame, Split(**GUIDE | {"group_by": "none"}), seed=1)[1]
     assert apart["shared"]["near_duplicates"] == together["plain"]["near_duplicates"]
 
 
 def test_empty_class_and_empty_split():
     frame = table([(f"{i}.png", str(i), "Mass", str(i)) for i in range(9)])
-    with pytest.raises(
-        UserError, match="no label combination has 10 images: lower split.min_samples_per_class"
-    ):
+    with pytest.raises(UserError, match="no label combination has 10 images: lower split.min_samples_per"):
         make_splits(frame, Split(**GUIDE), seed=1)
     with pytest.raises(UserError, match="is empty"):
         make_splits(frame.assign(patient="one"), Split(**GUIDE | {"min_samples_per_class": 1}), seed=1)

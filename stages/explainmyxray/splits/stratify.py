@@ -1,116 +1,152 @@
-"""Puts whole groups of rows into splits so that each class comes near its share in each split.
+"""Assign whole groups of rows to splits so that each class comes near its share in each split.
 
-After iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data", ECML PKDD
-2011): generate_batch, each example to the split that wants it most. Here whole groups instead of examples, the largest first,
-and the growth of a chi-squared distance instead of the largest deficit. scikit-learn's StratifiedGroupKFold has equal
-folds only, so that 0.7, 0.15 and 0.15 are out of its reach, and one class a row.
+After iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data",
+ECML PKDD 2011): greedily, each example to the split that wants it most. Here groups take the place of
+examples, the largest first, and the growth of a chi-squared distance that of the largest deficit.
+
+scikit-learn's StratifiedGroupKFold makes equal folds: shares of 0.9, 0.05 and 0.05 are 20 of them, and NIH's
+rare label combinations then miss from val and test. docs/splitting.md has the comparison.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-ROW = ""  # the class that every row has
-SWEEPS = 5  # how often each group may move again once all are placed
+ANY = ""  # the class that every row has
+MAX_SWEEPS = 5  # how often all groups are reconsidered once each has been assigned
 
 
-class _Table:
-    """How many rows of each class stand in each split, beside how many should."""
+class Allocation:
+    """Which split each group is in, and how many rows and groups of each class every split holds.
+
+    `contents` counts the rows of each class in each group. A split of share s should hold s of each class's
+    rows.
+    """
 
     def __init__(self, contents: list[Counter], shares: Sequence[float]):
         totals = sum(contents, Counter())
-        self.target = [{name: n * share for name, n in totals.items()} for share in shares]
-        self.now = [Counter() for _ in shares]
-        self.groups = [Counter() for _ in shares]  # groups that hold the class
+        self.contents = contents
+        self.split_of: list[int | None] = [None] * len(contents)
+        self.target = [{name: count * share for name, count in totals.items()} for share in shares]
+        self.rows = [Counter() for _ in shares]
+        self.groups = [Counter() for _ in shares]
 
-    def put(self, content: Counter, place: int, sign: int = 1) -> None:
-        for name, n in content.items():
-            self.now[place][name] += sign * n
-            self.groups[place][name] += sign
+    def add(self, group: int, split: int) -> None:
+        self._count(group, split, 1)
+        self.split_of[group] = split
 
-    def cost(self, content: Counter, place: int) -> float:
-        """How much the chi-squared distance to the targets grows with `content` in `place`."""
-        now, target = self.now[place], self.target[place]
-        return sum(n * (n + 2 * (now[name] - target[name])) / target[name] for name, n in content.items())
+    def remove(self, group: int) -> None:
+        self._count(group, self.split_of[group], -1)
+        self.split_of[group] = None
 
-    def best(self, content: Counter) -> int:
-        return min(range(len(self.now)), key=lambda place: self.cost(content, place))
+    def _count(self, group: int, split: int, sign: int) -> None:
+        for name, count in self.contents[group].items():
+            self.rows[split][name] += sign * count
+            self.groups[split][name] += sign
+
+    def cost(self, group: int, split: int) -> float:
+        """How much the chi-squared distance to the targets would grow with `group` in `split`.
+
+        For n rows more of a class with r rows and target t: ((r + n - t)^2 - (r - t)^2) / t = n (n + 2 (r -
+        t)) / t.
+        """
+        rows, target = self.rows[split], self.target[split]
+        growth = (
+            count * (count + 2 * (rows[name] - target[name])) / target[name]
+            for name, count in self.contents[group].items()
+        )
+        return sum(growth)
+
+    def cheapest_split(self, group: int) -> int:
+        return min(range(len(self.rows)), key=lambda split: self.cost(group, split))
+
+    def can_leave(self, group: int, required: Counter) -> bool:
+        """Whether the split of `group` has another group of each `required` class that `group` holds."""
+        groups = self.groups[self.split_of[group]]
+        return all(groups[name] > 1 for name in self.contents[group] if name in required)
 
 
-def assign(
+def assign_groups(
     members: list[list[int]], classes: Sequence[Sequence[str]] | None, shares: Sequence[float]
 ) -> list[int]:
-    """The number of the split for each group; `members` lists the rows of each, `classes` the classes of each row.
+    """The number of the split for each group.
 
-    No split is empty where there are as many groups, and the first class of a row comes to each split where enough
-    groups hold it and moving groups can do it. Groups of one size go in the order given, so give them shuffled. Without
-    classes, sizes alone are balanced.
+    `members` lists the rows of each group, `classes` the classes of each row (None: balance sizes alone),
+    `shares` the part of the rows that each split should get. No split stays empty where there are as many
+    groups, and the first class of a row comes to each split where enough groups hold it and moving groups can
+    do it. Groups of one size are taken in the order given, so give them shuffled.
     """
-    contents = [Counter({ROW: len(rows)}) for rows in members]
-    for content, rows in zip(contents, members):
-        content.update(name for row in rows for name in (classes[row] if classes else ()))
+    allocation = Allocation([_count_classes(rows, classes) for rows in members], shares)
+    # 1) Greedily, the largest groups first: small ones can still even out what large ones leave.
     order = sorted(range(len(members)), key=lambda group: -len(members[group]))
-    table, place = _Table(contents, shares), [0] * len(members)
     for group in order:
-        place[group] = table.best(contents[group])
-        table.put(contents[group], place[group])
-    needed = Counter({ROW: 0})
-    _cover(order, contents, table, place, needed)  # first of all, no split is empty
-    needed.update(row[0] for row in classes or ())
-    _cover(order, contents, table, place, needed)
-    for _ in range(SWEEPS):
-        if not _sweep(order, contents, table, place, needed):
+        allocation.add(group, allocation.cheapest_split(group))
+    # 2) No split is empty: this comes before any class.
+    required = Counter({ANY: 0})
+    _cover(allocation, order, required)
+    # 3) Each class that comes first in a row is in each split.
+    if classes:
+        required.update(row_classes[0] for row_classes in classes)
+    _cover(allocation, order, required)
+    # 4) Improve, without undoing 2) and 3), until no group moves.
+    for _ in range(MAX_SWEEPS):
+        if not _sweep(allocation, order, required):
             break
-    return place
+    return allocation.split_of
 
 
-def _spare(content: Counter, table: _Table, place: int, needed: Counter) -> bool:
-    """Whether a group with `content` can leave `place` without the last of a class that is `needed` there."""
-    return all(table.groups[place][name] > 1 for name in content if name in needed)
+def _count_classes(rows: list[int], classes: Sequence[Sequence[str]] | None) -> Counter:
+    """How many of `rows` have each class."""
+    counts = Counter({ANY: len(rows)})
+    if classes:
+        for row in rows:
+            counts.update(classes[row])
+    return counts
 
 
-def _sweep(
-    order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter
-) -> int:
-    """Move each group that its split can spare to the split where it does best; how many moved."""
+def _cover(allocation: Allocation, order: list[int], required: Counter) -> None:
+    """Bring each `required` class, the rarest first, to every split by moving the group that costs least."""
+    holders = defaultdict(list)
+    for group in order:
+        for name in allocation.contents[group]:
+            holders[name].append(group)
+    for name in sorted(required, key=lambda name: (required[name], name)):
+        for split, rows in enumerate(allocation.rows):
+            if rows[name]:
+                continue
+            movable = [group for group in holders[name] if allocation.can_leave(group, required)]
+            if movable:
+                _move(allocation, min(movable, key=lambda group: allocation.cost(group, split)), split)
+
+
+def _move(allocation: Allocation, group: int, split: int) -> None:
+    allocation.remove(group)
+    allocation.add(group, split)
+
+
+def _sweep(allocation: Allocation, order: list[int], required: Counter) -> int:
+    """Move each group to the split where it costs least, if its own can spare it; returns how many moved."""
     moved = 0
     for group in order:
-        content, old = contents[group], place[group]
-        if not _spare(content, table, old, needed):
+        if not allocation.can_leave(group, required):
             continue
-        table.put(content, old, -1)
-        best = table.best(content)
-        if table.cost(content, best) < table.cost(content, old) - 1e-9:
-            place[group], moved = best, moved + 1
-        table.put(content, place[group])
+        old = allocation.split_of[group]
+        allocation.remove(group)  # so that staying and moving are compared alike
+        new = allocation.cheapest_split(group)
+        if allocation.cost(group, new) < allocation.cost(group, old) - 1e-9:
+            moved += 1
+        else:
+            new = old
+        allocation.add(group, new)
     return moved
 
 
-def _cover(
-    order: list[int], contents: list[Counter], table: _Table, place: list[int], needed: Counter
-) -> None:
-    """Bring each class of `needed` to every split by moving groups that their split can spare, rarest class first."""
-    holders = defaultdict(list)
-    for group in order:
-        for name in contents[group]:
-            holders[name].append(group)
-    for name in sorted(needed, key=lambda name: (needed[name], name)):
-        for empty in (each for each in range(len(table.now)) if not table.now[each][name]):
-            if spare := [
-                each for each in holders[name] if _spare(contents[each], table, place[each], needed)
-            ]:
-                group = min(spare, key=lambda each: table.cost(contents[each], empty))
-                table.put(contents[group], place[group], -1)
-                table.put(contents[group], empty)
-                place[group] = empty
+def count_missing(classes: Sequence[str], splits: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """How many of the splits called `names` lack a class, for each class that one of them lacks.
 
-
-def missing(strata: Sequence[str], places: Sequence[str], splits: Sequence[str]) -> dict[str, int]:
-    """The strata that one of `splits` lacks, and how many lack it."""
-    seen = defaultdict(set)
-    for stratum, place in zip(strata, places):
-        seen[stratum].add(place)
-    return {
-        stratum: len(splits) - len(seen[stratum])
-        for stratum in sorted(seen)
-        if len(seen[stratum]) < len(splits)
-    }
+    `classes` and `splits` hold the class and the split's name of each row.
+    """
+    splits_with = defaultdict(set)
+    for name, split in zip(classes, splits):
+        splits_with[name].add(split)
+    lacking = {name: len(names) - len(splits_with[name]) for name in sorted(splits_with)}
+    return {name: count for name, count in lacking.items() if count}
