@@ -238,7 +238,7 @@ def lock() -> None:
     options = "--quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes"
     with tempfile.TemporaryDirectory() as folder:
         excluded = Path(folder) / "excluded.txt"
-        # Runs in a browser alone; its Pythons would split the lock into one for 3.11 and one for the others.
+        # Runs in a browser alone (httpx2, for huggingface_hub); its Pythons would split the lock into one for 3.11 and one for the others.
         excluded.write_text("httpx2-jsfetch\n")
         uv = shutil.which("uv") or fetch_uv(Path(folder))
         command = [uv, "pip", "compile", *options.split(), "--excludes", str(excluded)]
