@@ -1,11 +1,13 @@
 """Before a long run: what is there, what is missing, and what to do about it, on one page.
 
     python stages/doctor.py    # or: make doctor
+    python stages/doctor.py -S data.source=kaggle -S model.id=google/paligemma-3b-pt-224 -S model.revision=float16
 
-Looks at what params.yaml asks for; loads no weights and downloads nothing but the model's config.json. Ends with status 1
-where the run would not go through.
+Looks at what params.yaml asks for, with the parameters of -S laid over it as `dvc exp run -S` does. Loads no weights and
+downloads nothing but the model's config.json. Ends with status 1 where the run would not go through.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -14,18 +16,22 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import requests
 import torch
-from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from kagglesdk.kaggle_env import get_endpoint, get_env
 from transformers import AutoConfig
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
+from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources.kaggle_download import DATA_SETS, KEY, page
@@ -34,19 +40,41 @@ from explainmyxray.training import memory
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
 PROMPT = 8  # tokens of <bos>, prompt and line break, at most
-DISK = {"phantom": 1, "kaggle": 20}  # GiB for archives, prepared images and checkpoints
-BASE_DISK = 6  # GiB of PaliGemma-3B's weights in 16 bits
+GIB = 2**30
+
+# GiB of prepared images, DVC's cache of them and checkpoints; from Kaggle two archives are added: 2.3 as its client
+# prints for chest-xray-pneumonia, and some 4.5 for the NIH sample
+WORK_DISK = {"phantom": 1, "kaggle": 10}
+
+# google/paligemma-3b-*: `main` holds float32 shards, `float16` and `bfloat16` half of that
+PALIGEMMA_3B = "google/paligemma-3b"
+PALIGEMMA_3B_DISK = 10.9  # GiB
+HALF_PRECISION = ("float16", "bfloat16")
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 Line = tuple[str, str]
 
 
 def main() -> None:
-    settings = load_settings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter that the run will change, as in -S lora.r=32; may be given again",
+    )
+    options = parser.parse_args()
+    settings = load_settings(overrides=options.set_param)
     logging.set_verbosity_error()
-    lines = [line for check in (python, libraries, gpu, base, step, disk, data) for line in check(settings)]
-    for state, text in lines:
-        print(f"{state:<8} {text}")
-    missing = sum(state == MISSING for state, _ in lines)
+    missing = 0
+    for check in (python, libraries, gpu, base, step, disk, data):
+        for state, text in check(settings):
+            print(f"{state:<8} {text}", flush=True)
+            missing += state == MISSING
     print(f"\n{missing} missing: see above" if missing else "\nnothing is missing: `dvc repro` can run")
     sys.exit(bool(missing))
 
@@ -87,55 +115,103 @@ def installed(name: str) -> str | None:
 
 
 def gpu(settings: Settings) -> Iterator[Line]:
-    """What computes, and in which type."""
+    """What computes, with which driver, and in which type."""
+    problem = find_problem()
+    if problem:
+        yield (MISSING if problem.has_gpu else NOTE), f"GPU: {problem.message}"
+        return
     if not torch.cuda.is_available():
-        yield NOTE, "GPU: none; a CPU trains in float32, which suits the tiny base and not the 3B model"
+        found = "hidden by CUDA_VISIBLE_DEVICES" if cpu_is_wanted() else "none"
+        yield NOTE, f"GPU: {found}; a CPU trains in float32, which suits the tiny base and not the 3B model"
         return
     major, minor = torch.cuda.get_device_capability()
-    name = f"GPU: {torch.cuda.device_count()} x {torch.cuda.get_device_name()}, capability {major}.{minor}"
+    count = torch.cuda.device_count()
+    driver = find_driver()
+    name = f"GPU: {count} x {torch.cuda.get_device_name()}, capability {major}.{minor}"
+    if driver:
+        name += f", driver {driver.version}"
     try:
-        yield GOOD, f"{name}, computing in {str(compute_dtype(settings.quantization)).removeprefix('torch.')}"
+        dtype = compute_dtype(settings.quantization)
     except UserError as error:
         yield MISSING, f"{name}: {error}"
+        return
+    yield GOOD, f"{name}, computing in {str(dtype).removeprefix('torch.')}"
+    if count > settings.train.num_processes:
+        used = settings.train.num_processes
+        yield NOTE, f"GPU: training uses {used} of {count}: -S train.num_processes={count} uses all"
 
 
 def base(settings: Settings) -> Iterator[Line]:
-    """The base model: a folder, or the hub's, its licence accepted."""
-    found = checked(settings.model)
-    if isinstance(found, UserError):
-        yield MISSING, f"base: {found}"
-        return
-    if found.revision is None:
-        yield GOOD, f"base: the folder {found.id}"
-        return
-    cached = isinstance(
-        try_to_load_from_cache(found.id, "model.safetensors.index.json", revision=found.revision), str
-    )
-    yield (
-        GOOD,
-        (
-            f"base: {found.id} at {found.revision[:8]}, {'in the cache' if cached else 'to be downloaded'}, "
-            f"{'with' if get_token() else 'without'} a token"
-        ),
-    )
+    """The base model: a folder, or the hub's, its licence accepted; and how much of it is to be downloaded."""
+    found = check_once(settings.model)
+    if found.problem:
+        yield MISSING, f"base: {found.problem}"
+    elif found.model.revision is None:
+        yield GOOD, f"base: the folder {found.model.id}"
+    else:
+        weights = ask_for_weights(found.model)
+        where = "in the cache" if weights and not weights.missing else "to be downloaded"
+        size = f"{weights.total / GIB:.1f} GiB " if weights else ""
+        token = "with" if get_token() else "without"
+        yield GOOD, f"base: {found.model.id} at {found.model.revision[:8]}, {size}{where}, {token} a token"
+    if settings.model.id.startswith(PALIGEMMA_3B) and settings.model.revision not in HALF_PRECISION:
+        yield (
+            NOTE,
+            f"base: model.revision=float16 is half of main's {PALIGEMMA_3B_DISK} GiB, and nothing is lost: weights are "
+            "cast to 16 bits before they are quantised",
+        )
+
+
+@dataclass(frozen=True)
+class CheckedBase:
+    """The base with its revision pinned, or what keeps it from being used."""
+
+    model: Model
+    problem: str = ""
 
 
 @cache
-def checked(model: Model) -> Model | UserError:
-    """The base with its revision, or what keeps it from being used; asked once, for a missing network takes half a minute."""
+def check_once(model: Model) -> CheckedBase:
+    """Find the base; asked once, for a missing network takes half a minute."""
     try:
-        return check_base(model)
+        return CheckedBase(check_base(model))
     except UserError as error:
-        return error
+        return CheckedBase(model, problem=str(error))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a model's safetensors on the hub, and of those that are not in the cache yet."""
+
+    total: int
+    missing: int
+
+
+@cache
+def ask_for_weights(model: Model) -> Weights | None:
+    """Sizes as the hub tells them for a revision that `check_once` has pinned; None where it does not."""
+    try:
+        info = HfApi().model_info(model.id, revision=model.revision, files_metadata=True, timeout=10)
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
+        return None
+    total = missing = 0
+    for file in info.siblings or ():
+        if not WEIGHTS.fullmatch(file.rfilename):
+            continue
+        total += file.size or 0
+        # A path where it is cached; else None, or an object that says that there is no such file.
+        if not isinstance(try_to_load_from_cache(model.id, file.rfilename, revision=model.revision), str):
+            missing += file.size or 0
+    return Weights(total, missing) if total else None
 
 
 def step(settings: Settings) -> Iterator[Line]:
     """Memory of a training step with the longest report that model.max_length allows, against what is free."""
-    found = checked(settings.model)
-    if isinstance(found, UserError):
+    found = check_once(settings.model)
+    if found.problem:
         yield NOTE, "memory: not known without the base"
         return
-    vision = AutoConfig.from_pretrained(found.id, revision=found.revision).vision_config
+    vision = AutoConfig.from_pretrained(found.model.id, revision=found.model.revision).vision_config
     said = io.StringIO()
     try:
         before = (vision.image_size // vision.patch_size) ** 2 + PROMPT
@@ -148,10 +224,45 @@ def step(settings: Settings) -> Iterator[Line]:
 
 
 def disk(settings: Settings) -> Iterator[Line]:
-    """Room for archives, images, checkpoints and a downloaded base."""
-    free = shutil.disk_usage(".").free / memory.GIB
-    needed = DISK[settings.data.source] + (0 if Path(settings.model.id).is_dir() else BASE_DISK)
-    yield (GOOD if free > needed else MISSING), f"disk: {free:.0f} GiB free here, about {needed} needed"
+    """Room for archives, images and checkpoints here, and for the base in the hub's cache, often another disk."""
+    here = Path.cwd()
+    work = WORK_DISK[settings.data.source]
+    if Path(settings.model.id).is_dir():
+        yield disk_line("here", here, work)
+        return
+    cache_folder = Path(constants.HF_HUB_CACHE)
+    cache_name = f"in the hub's cache, {cache_folder} (HF_HOME names another)"
+    download = download_size(settings)
+    size = download or 0
+    if nearest_folder(cache_folder).stat().st_dev == here.stat().st_dev:
+        yield disk_line(f"here and {cache_name}", here, work + size, f", {size:.1f} of them for the base")
+    else:
+        yield disk_line("here", here, work)
+        yield disk_line(cache_name, cache_folder, size)
+    if download is None:
+        yield NOTE, f"disk: what {settings.model.id} takes in the cache is not known without the hub"
+
+
+def disk_line(name: str, folder: Path, needed: float, more: str = "") -> Line:
+    free = shutil.disk_usage(nearest_folder(folder)).free / GIB
+    state = GOOD if free > needed else MISSING
+    return state, f"disk: {free:.1f} GiB free {name}, about {needed:.1f} needed{more}"
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def download_size(settings: Settings) -> float | None:
+    """GiB of the base that are not in the cache; where the hub does not tell, what PaliGemma-3B is known to take."""
+    found = check_once(settings.model)
+    weights = None if found.problem else ask_for_weights(found.model)
+    if weights:
+        return weights.missing / GIB
+    if settings.model.id.startswith(PALIGEMMA_3B):
+        return PALIGEMMA_3B_DISK / (2 if settings.model.revision in HALF_PRECISION else 1)
+    return None
 
 
 def data(settings: Settings) -> Iterator[Line]:

@@ -19,8 +19,8 @@ from explainmyxray.errors import UserError
 VERSION_FILE = Path("/proc/driver/nvidia/version")  # of the kernel module; a container sees its host's
 DEVICE_FOLDER = Path("/dev")  # nvidia0, nvidia1, ...; a container sees those that it was given
 
-# The oldest Linux driver for each major version of CUDA: table "CUDA Toolkit and Minimum Required Driver Version
-# for CUDA Minor Version Compatibility", docs.nvidia.com/cuda/cuda-toolkit-release-notes
+# The oldest driver for each major version of CUDA, as Linux numbers them: table 1 of
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 
 REINSTALL = "`make .venv/installed TORCH=cu126`"  # CUDA 12.6: drivers from 525 on; docs/install.md
