@@ -3,8 +3,8 @@
     python stages/compare.py main              # main against the working tree
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
 
-Reads metrics/predictions.csv of both; needs no model. The interval covers the choice of test patients. It does not cover
-the luck of one training run: for that, train again with another `train.seed` and see how far the two differ.
+Reads params.yaml and metrics/predictions.csv of both; needs no model. The interval covers the choice of test patients. It
+does not cover the luck of one training run: for that, train again with another `train.seed` and see how far the two differ.
 """
 
 import argparse
@@ -16,7 +16,7 @@ sys.path.append(sys.path.pop(0))
 import pandas as pd
 
 from explainmyxray.comparing.comparison import common_images, compare
-from explainmyxray.comparing.revisions import load_predictions
+from explainmyxray.comparing.revisions import changed_parameters, load_parameters, load_predictions
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.settings import load_settings
 
@@ -36,42 +36,63 @@ def main() -> None:
     options = parser.parse_args()
     if options.samples < 1:
         parser.error("--samples: at least 1")
-    left, right = load_predictions(options.before), load_predictions(options.after)
-    before, after = common_images(left, right)
-    table = compare(before, after, options.samples, load_settings().seed)
+    # The settings first: outside the repository's root they are what is missing, and the message says so.
+    settings = load_settings()
+    all_before, all_after = load_predictions(options.before), load_predictions(options.after)
+    parameters = changed_parameters(load_parameters(options.before), load_parameters(options.after))
+    before, after = common_images(all_before, all_after)
+    figures = compare(before, after, options.samples, settings.seed)
+
     names = options.name or options.before, options.after or "working tree"
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
-    print(markdown(table, *names, images))
-    if len(before) < max(everything := (len(left), len(right))):
-        print(f"\nThe test sets differ: of {everything[0]} and {everything[1]} images these are in both.")
+    print(summary_line(figures, *names, images))
+    print()
+    print(parameter_table(parameters, *names))
+    print()
+    print(figure_table(figures, *names))
+    print(
+        f"\nOf {len(figures)} figures that did not change, about {len(figures) / 20:.0f} would look as if they had. "
+        "The interval covers the choice of test patients, not the luck of a training run."
+    )
+    if len(before) < max(len(all_before), len(all_after)):
+        print(f"\nThe test sets differ: of {len(all_before)} and {len(all_after)} images these are in both.")
     if not before["report"].equals(after["report"]):
         print("\nThe reference reports differ: BLEU and ROUGE compare their wordings as well as the models.")
 
 
-def markdown(table: pd.DataFrame, before: str, after: str, images: str) -> str:
-    """The table as Markdown, a line that sums it up above it and what it cannot say below."""
-    moved = table[~table["within_noise"]]
-    said = ", ".join(f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()) or "nothing"
+def summary_line(figures: pd.DataFrame, before: str, after: str, images: str) -> str:
+    """The figures that moved by more than chance, in one line."""
+    moved = figures[~figures["within_noise"]]
+    differences = [f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()]
+    return f"**More than chance: {', '.join(differences) or 'nothing'}** ({after} against {before}, {images})"
+
+
+def parameter_table(parameters: pd.DataFrame, before: str, after: str) -> str:
+    """The parameters that differ, as a Markdown table: a figure moves for a reason."""
+    if parameters.empty:
+        return "No parameter differs."
+    lines = [f"| parameter | {before} | {after} |", "|---|---|---|"]
+    for row in parameters.itertuples():
+        lines.append(f"| {row.parameter} | {row.before} | {row.after} |")
+    return "\n".join(lines)
+
+
+def figure_table(figures: pd.DataFrame, before: str, after: str) -> str:
+    """The figures as a Markdown table, with a verdict on each."""
     lines = [
-        f"**More than chance: {said}** ({after} against {before}, {images})",
-        "",
         f"| figure | {before} | {after} | difference | 95 % interval | |",
         "|---|---:|---:|---:|---:|---|",
     ]
-    for row in table.itertuples():
-        verdict = "within chance" if row.within_noise else "**better**" if row.difference > 0 else "**worse**"
+    for row in figures.itertuples():
+        if row.within_noise:
+            verdict = "within chance"
+        else:
+            verdict = "**better**" if row.difference > 0 else "**worse**"
         lines.append(
             f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
             f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |"
         )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Of {len(table)} figures that did not change, about {len(table) / 20:.0f} would look as if they "
-            "had. The interval covers the choice of test patients, not the luck of a training run.",
-        ]
-    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

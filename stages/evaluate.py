@@ -3,7 +3,9 @@
     python stages/evaluate.py           # generate, then score
     python stages/evaluate.py --score   # score metrics/predictions.csv again, without the model
 
-Reads models/adapter, data/splits and data/images; writes metrics/predictions.csv, metrics/eval.json and the pictures.
+Reads models/adapter, data/splits and data/images, for the pictures metrics/curves and metrics/labels.csv, too; writes
+metrics/predictions.csv, metrics/eval.json, the few figures of it that compare commits to metrics/headline.json, and the
+pictures.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from explainmyxray.model.adapter import load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.pictures.gallery import draw_gallery
 from explainmyxray.pictures.plots import plot_findings, plot_systems
+from explainmyxray.pictures.training_plots import plot_confusion, plot_curves, plot_labels
 from explainmyxray.reports.templates import load_templates
 from explainmyxray.reports.writer import render_report
 from explainmyxray.runtime import write_runtime
@@ -38,6 +41,7 @@ from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 METRICS = Path("metrics")
+CURVES, LABEL_COUNTS = METRICS / "curves/plots/metrics", METRICS / "labels.csv"
 
 
 def main() -> None:
@@ -54,6 +58,7 @@ def main() -> None:
     predictions = read_table(METRICS / "predictions.csv", evaluation.COLUMNS)
     scored = evaluation.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
     write_metrics(METRICS / "eval.json", scored.metrics)
+    write_metrics(METRICS / "headline.json", evaluation.headline(scored.metrics))
     print(summary(scored.metrics), flush=True)
     write_plots(predictions, scored, settings)
 
@@ -119,6 +124,9 @@ def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settin
     write_table(plots / "confusion.csv", scored.confusion)
     plot_findings(scored.findings, plots / "findings.png")
     plot_systems(scored.systems, plots / "baselines.png")
+    plot_confusion(scored.confusion, plots / "confusion.png")
+    plot_curves(CURVES, plots / "curves.png")
+    plot_labels(read_table(LABEL_COUNTS, ("split", "label", "count")), plots / "labels.png")
     try:
         draw_gallery(
             predictions,

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def small_data(tmp_path_factory) -> Path:
 def workspace(small_data, tmp_path, monkeypatch) -> Path:
     """A folder of its own, with the small data and params, to train and evaluate in; it is the current folder."""
     (tmp_path / "data").symlink_to(small_data / "data")
+    shutil.copytree(small_data / "metrics", tmp_path / "metrics")
     write_params(tmp_path, SMALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stage"])
@@ -130,6 +132,7 @@ def finished(small_data, tmp_path_factory):
     """A workspace where training and evaluation have run to the end."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data").symlink_to(small_data / "data")
+    shutil.copytree(small_data / "metrics", folder / "metrics")
     write_params(folder, SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

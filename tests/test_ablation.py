@@ -37,21 +37,24 @@ def test_every_variant_is_a_valid_run_of_32_images_a_step(ablation):
 
 def test_the_table_tells_more_than_chance_from_chance(ablation, monkeypatch, tmp_path):
     skill = {"first": 0.7, "same": 0.7, "better": 0.95}
+    base = predictions(0.2, 7)["generated"]
     made = {
-        ablation.experiment(variant, seed): predictions(right, 10 * place + seed)
+        ablation.experiment(variant, seed): predictions(right, 10 * place + seed).assign(untuned=base)
         for place, (variant, right) in enumerate(skill.items())
         for seed in (1, 2, 3)
     }
     monkeypatch.setattr(ablation, "load_predictions", made.get)
     monkeypatch.chdir(ROOT)  # params.yaml, for the bootstrap's seed
-    table = ablation.summary({"variants": dict.fromkeys(skill, {}), "seeds": [1, 2, 3]}, samples=1000)
+    table = ablation.summarize({"variants": dict.fromkeys(skill, {}), "seeds": [1, 2, 3]}, samples=1000)
     f1 = table[table["figure"] == "micro-F1"].set_index("variant")
     assert (
         f1["difference"]["first"] == 0
         and f1["low"]["same"] < 0 < f1["high"]["same"]
         and f1["low"]["better"] > 0.1
     )
-    assert (f1["least"] < f1["value"]).all() and (f1["value"] < f1["most"]).all()
+    variants = f1.loc[list(skill)]
+    assert (variants["least"] < variants["value"]).all() and (variants["value"] < variants["most"]).all()
+    assert list(f1.index)[-1] == "untuned base" and f1["high"]["untuned base"] < -0.1
     plot_ablation(table, tmp_path / "ablation.png")
     assert (tmp_path / "ablation.png").stat().st_size > 5_000
 
@@ -61,4 +64,4 @@ def test_a_variant_without_a_run_is_named(ablation, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="ablation-never-run-1 has no metrics/predictions.csv"):
-        ablation.summary({"variants": {"never run": {}}, "seeds": [1]}, samples=10)
+        ablation.summarize({"variants": {"never run": {}}, "seeds": [1]}, samples=10)

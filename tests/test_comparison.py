@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import write_params
+from conftest import run_stage, write_params
 from explainmyxray.comparing.comparison import common_images, compare
+from explainmyxray.comparing.revisions import changed_parameters
 from explainmyxray.errors import UserError
 from explainmyxray.reports import writer
 from explainmyxray.reports.templates import load_templates
@@ -94,23 +95,23 @@ def test_only_images_that_both_have_are_compared():
 def repository(tmp_path):
     """A repository with a weak model in the commit `weak` and a better one, with another rank, in the working tree."""
 
-    def run(*command):
+    def run(*command, folder="."):
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        return subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, env=environment)
 
     def put(table, rank):
         write_table(tmp_path / "metrics/predictions.csv", table)
-        write_metrics(tmp_path / "metrics/eval.json", {"bleu": rank / 2})
+        write_metrics(tmp_path / "metrics/headline.json", {"bleu": rank / 2})
+        write_metrics(tmp_path / "metrics/eval.json", {"rouge1": rank / 20})
         write_params(tmp_path, {"lora": {"r": rank}})
 
-    run("git", "init", "-q"), run("dvc", "init", "-q")
-    (tmp_path / "dvc.yaml").write_text("params: [params.yaml]\nmetrics: [metrics/eval.json]\n")
+    run("git", "init", "-q")
+    run("dvc", "init", "-q")
+    (tmp_path / "dvc.yaml").write_text("params: [params.yaml]\nmetrics: [metrics/headline.json]\n")
     put(predictions(0.5, 1), 16)
-    (
-        run("git", "add", "."),
-        run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "weak"),
-        run("git", "tag", "weak"),
-    )
+    run("git", "add", ".")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "weak")
+    run("git", "tag", "weak")
     put(predictions(0.95, 2), 32)
     return run
 
@@ -124,14 +125,49 @@ def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
     assert "(working tree against main, 120 test images of 60 patients)" in words
     assert "| figure | main | working tree | difference | 95 % interval | |" in words
     assert words.count("**better**") >= 4 and "**worse**" not in words
-    assert "| params.yaml | lora.r | 16 | 32 |" in words
-    assert "| metrics/eval.json | bleu | 8.0 | 16.0 | 8.0 |" in words
+    assert "| lora.r | 16 | 32 |" in words
+    assert "| metrics/headline.json | bleu | 8.0 | 16.0 | 8.0 |" in words
+    assert "| metrics/eval.json | rouge1 | 0.8 | 1.6 | 0.8 |" in words
+    assert words.index("lora.r") < words.index("| figure | main |")
+    assert words.count("lora.r") == 1
 
 
 def test_a_revision_that_is_not_there_is_one_line(repository):
     missing = repository(sys.executable, str(ROOT / "stages/compare.py"), "nosuch")
-    assert (
-        missing.returncode == 1
-        and len(missing.stderr.strip().splitlines()) == 1
-        and "nosuch" in missing.stderr
-    )
+    assert missing.returncode == 1
+    assert len(missing.stderr.strip().splitlines()) == 1 and "nosuch" in missing.stderr
+
+
+def test_outside_the_root_of_the_repository_is_one_line(repository):
+    elsewhere = repository(sys.executable, str(ROOT / "stages/compare.py"), "weak", folder="metrics")
+    assert elsewhere.returncode == 1
+    assert elsewhere.stderr == "error: params.yaml is missing: run from the root of the repository\n"
+
+
+def test_parameters_that_differ_are_named_with_both_values():
+    before = {"lora.r": "16", "train.seed": "42", "evaluate.old": "1"}
+    after = {"lora.r": "32", "train.seed": "42", "evaluate.new": "2"}
+    changed = changed_parameters(before, after)
+    assert changed.to_numpy().tolist() == [
+        ["evaluate.new", "–", "2"],
+        ["evaluate.old", "1", "–"],
+        ["lora.r", "16", "32"],
+    ]
+    assert changed_parameters(before, before).empty
+
+
+@pytest.mark.parametrize(
+    "script, arguments", [("evaluate", []), ("compare", ["main"]), ("ablation", ["table"])]
+)
+def test_help_runs_nothing_and_an_unknown_argument_is_refused(
+    script, arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for given, status in (["--help"], 0), ([*arguments, "--nosuch"], 2):
+        monkeypatch.setattr(sys, "argv", [script, *given])
+        with pytest.raises(SystemExit) as ended:
+            run_stage(script)
+        assert ended.value.code == status
+    written = capsys.readouterr()
+    assert "usage:" in written.out and "unrecognized arguments: --nosuch" in written.err
+    assert list(tmp_path.iterdir()) == []

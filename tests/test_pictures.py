@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from explainmyxray.pictures import gallery, plots
+from explainmyxray.pictures import gallery, plots, training_plots
 from explainmyxray.reports.findings import FINDINGS
 
 LONG = "The cardiac silhouette is enlarged, $x_1$ and there is pleural_thickening^2 " * 12 + "w" * 200
@@ -204,3 +204,57 @@ def test_a_finding_that_no_image_has_gets_no_dot(tmp_path, figures):
     axes = figures[0].axes[0]
     assert len(axes.collections[1].get_offsets()) == 13
     assert [text.get_text() for text in axes.texts].count("no image has it") == 1
+
+
+# --- training, split and confusion ---
+
+
+@pytest.fixture
+def curves(tmp_path):
+    """DVCLive's tables of a run that was validated twice."""
+    steps = pd.DataFrame({"step": [5, 10, 15, 20], "train_loss": [9.0, 3.0, 1.0, 0.8], "learning_rate": 1e-4})
+    steps[["step", "train_loss"]].to_csv(tmp_path / "train_loss.tsv", sep="\t", index=False)
+    steps[["step", "learning_rate"]].to_csv(tmp_path / "learning_rate.tsv", sep="\t", index=False)
+    validations = pd.DataFrame({"step": [10, 20], "eval_loss": [2.0, 0.9]})
+    validations.to_csv(tmp_path / "eval_loss.tsv", sep="\t", index=False)
+    return tmp_path
+
+
+def test_curves_show_each_loss_at_its_steps(curves, tmp_path, figures):
+    training_plots.plot_curves(curves, tmp_path / "curves.png")
+    losses, rates = figures[0].axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
+    assert drawn["eval_loss"] == [[10, 2.0], [20, 0.9]] and len(drawn["train_loss"]) == 4
+    assert [line.get_label() for line in rates.lines] == ["learning_rate"]
+
+
+def test_curves_of_a_run_without_validation_are_drawn_without_one(curves, tmp_path, figures):
+    (curves / "eval_loss.tsv").unlink()
+    training_plots.plot_curves(curves, tmp_path / "curves.png")
+    assert [line.get_label() for line in figures[0].axes[0].lines] == ["train_loss"]
+
+
+def test_labels_show_every_label_that_occurs_in_each_split(tmp_path, figures):
+    rows = [("train", "Mass", "80"), ("val", "Mass", "9"), ("test", "Mass", "10"), ("train", "Hernia", "0")]
+    training_plots.plot_labels(
+        pd.DataFrame(rows, columns=["split", "label", "count"]), tmp_path / "labels.png"
+    )
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["Mass"]
+    assert [text.get_text() for text in axes.texts] == ["80", "9", "10"]
+
+
+def test_confusion_counts_what_was_written_for_what(tmp_path, figures):
+    pairs = [("Mass", "Mass"), ("Mass", "Mass"), ("Mass", "Nodule"), ("nothing", "Edema")]
+    frame = pd.DataFrame(pairs, columns=["actual", "predicted"])
+    training_plots.plot_confusion(frame, tmp_path / "confusion.png")
+    axes = figures[0].axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["Edema", "Mass", "Nodule", "nothing"]
+    cells = {(names[text._y], names[text._x]): text.get_text() for text in axes.texts}
+    assert cells == {("Mass", "Mass"): "2", ("Mass", "Nodule"): "1", ("nothing", "Edema"): "1"}
+
+
+def test_a_test_split_without_findings_has_its_pictures(tmp_path):
+    training_plots.plot_confusion(pd.DataFrame(columns=["actual", "predicted"]), tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1_000

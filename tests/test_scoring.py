@@ -224,6 +224,16 @@ def test_eval_json_is_what_the_design_says(scored):
         assert set(figures["findings"]) == {"micro_f1", "macro_f1", "exact_match"}
 
 
+def test_the_headline_is_the_few_figures_of_the_evaluation_that_fit_on_a_screen(scored):
+    metrics = scored[1].metrics
+    headline = evaluation.headline(metrics)
+    assert headline["bleu"] == metrics["bleu"] and headline["micro_f1"] == metrics["findings"]["micro_f1"]
+    assert headline["blind_f1"] == metrics["baselines"]["blind"]["findings"]["micro_f1"]
+    # `dvc metrics show` puts four blanks before a column, each as wide as its name or a figure like 52.7079.
+    widths = [max(len(name), 7) + 4 for name in headline]
+    assert len("metrics/headline.json") + sum(widths) <= 120
+
+
 def test_headline_figures_lie_in_their_intervals(scored):
     result = scored[1]
     for section, place in (

@@ -67,6 +67,12 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     return table[~table["figure"].isin(absent)].reset_index(drop=True)
 
 
+def score(predictions: pd.DataFrame) -> dict[str, float]:
+    """The figures that `compare` compares, of one table."""
+    figures = _figures(total(_statistics(predictions)))
+    return {name: float(value) for name, value in figures.items()}
+
+
 def _statistics(table: pd.DataFrame) -> Statistics:
     true = [split_labels(labels) for labels in table["labels"]]
     predicted = [positive_findings(text) for text in table[MODEL]]

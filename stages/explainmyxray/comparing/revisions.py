@@ -1,16 +1,19 @@
-"""What a revision says of itself: its predictions, as DVC keeps them beside its figures."""
+"""What two revisions hold: their predictions, as DVC keeps them beside the figures, and their parameters."""
 
 import io
 
 import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
+from ruamel.yaml import YAML
 
 from explainmyxray.errors import UserError
 from explainmyxray.scoring import evaluation
 from explainmyxray.tables import parse_table
 
 PREDICTIONS = "metrics/predictions.csv"
+PARAMETERS = "params.yaml"
+ABSENT = "–"
 
 
 def load_predictions(revision: str | None) -> pd.DataFrame:
@@ -20,6 +23,34 @@ def load_predictions(revision: str | None) -> pd.DataFrame:
     """
     text = _read(PREDICTIONS, revision)
     return parse_table(io.StringIO(text), f"{PREDICTIONS} of {_name(revision)}", evaluation.COLUMNS)
+
+
+def load_parameters(revision: str | None) -> dict[str, str]:
+    """The parameters of a revision, of the working tree for None, by dotted name: `{"lora.r": "16"}`.
+
+    As text, unchecked: another revision's parameters need not be today's. Raises UserError where there are none.
+    """
+    nested = YAML(typ="safe").load(_read(PARAMETERS, revision))
+    flat = {}
+    waiting = [("", nested)]
+    while waiting:
+        prefix, section = waiting.pop()
+        for name, value in section.items():
+            if isinstance(value, dict):
+                waiting.append((f"{prefix}{name}.", value))
+            else:
+                flat[f"{prefix}{name}"] = "null" if value is None else str(value)
+    return flat
+
+
+def changed_parameters(before: dict[str, str], after: dict[str, str]) -> pd.DataFrame:
+    """`parameter`, `before`, `after`: a row a parameter that differs, by name; a dash where a revision has none."""
+    rows = []
+    for name in sorted(before.keys() | after.keys()):
+        value_before, value_after = before.get(name, ABSENT), after.get(name, ABSENT)
+        if value_before != value_after:
+            rows.append({"parameter": name, "before": value_before, "after": value_after})
+    return pd.DataFrame(rows, columns=["parameter", "before", "after"])
 
 
 def _read(path: str, revision: str | None) -> str:

@@ -86,6 +86,20 @@ def score(
     )
 
 
+def headline(metrics: dict) -> dict:
+    """The few figures of `metrics` that `dvc metrics` and `dvc exp show` compare on one screen: flat, with short names."""
+    baselines = metrics["baselines"]
+    return {
+        "bleu": metrics["bleu"],
+        "rougeL": metrics["rougeL"],
+        "micro_f1": metrics["findings"]["micro_f1"],
+        "macro_f1": metrics["findings"]["macro_f1"],
+        "untuned_f1": baselines["untuned"]["findings"]["micro_f1"],
+        "blind_f1": baselines["blind"]["findings"]["micro_f1"],
+        "distinct": metrics["distinct_reports"],
+    }
+
+
 def _metrics(predictions: pd.DataFrame, statistics: dict[str, Statistics], systems: pd.DataFrame) -> dict:
     of_model = statistics[MODEL]
     figures = _system_metrics(of_model, predictions[MODEL])
