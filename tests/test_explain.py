@@ -16,7 +16,7 @@ from conftest import run_stage
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.files import find_images
 from explainmyxray.images.decoding import BadImage
-from explainmyxray.images.dicom import is_colour, open_film
+from explainmyxray.images.films import is_colour, open_film
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import phantom
 

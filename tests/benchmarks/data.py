@@ -23,8 +23,8 @@ sys.path.append(str(ROOT / "stages"))
 sys.path.append(str(ROOT / "tests"))
 
 from conftest import write_params  # noqa: E402
+from explainmyxray.images.decoding import decode  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
-from explainmyxray.sources.archive import decode  # noqa: E402
 from explainmyxray.training.batches import open_image  # noqa: E402
 
 FILM = 1500  # pixels a side; the films of chest-xray-pneumonia have 400 to 2,916

@@ -7,7 +7,7 @@ from explainmyxray.app.sheet import problem, sheet
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.attribution import attribute
 from explainmyxray.explaining.explainer import Explainer
-from explainmyxray.images.dicom import open_film
+from explainmyxray.images.films import open_film
 
 
 def answer(explainer: Explainer, upload: str) -> str:

@@ -10,7 +10,7 @@ from explainmyxray import settings
 from explainmyxray.explaining.confidence import finding_probabilities, token_probability
 from explainmyxray.generation import generate_batch
 from explainmyxray.images.decoding import BadImage
-from explainmyxray.images.dicom import is_colour, open_film
+from explainmyxray.images.films import is_colour, open_film
 from explainmyxray.model.base import gpu_memory
 from explainmyxray.out_of_distribution import ImageDistribution
 from explainmyxray.reports.labeler import positive_findings

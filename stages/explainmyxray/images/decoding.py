@@ -13,6 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest file of the two Kaggle data sets has under 3 MB
 MAX_PIXELS = 50_000_000  # the largest film of NIH's originals has 3056 x 2544, under 8 million
+MAX_SIDE = 20_000  # pixels; Pillow resizes a row of 50,000,000 in 7 s and 1.3 GB
+# A progressive JPEG usually has ten scans, and each of them costs a pass over the whole image: thousands fit into a
+# few kilobytes and take minutes (https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf).
+MAX_SCANS = 100
+START_OF_SCAN = b"\xff\xda"
 REASONS = (
     # the archive member
     "unsafe_name",
@@ -26,8 +31,11 @@ REASONS = (
     "empty",
     "not_an_image",
     "too_many_pixels",
+    "too_many_scans",
     "truncated",
     "damaged",
+    "too_slow",
+    "too_much_memory",
     # its name
     "unknown_name",
     "name_taken",
@@ -40,12 +48,16 @@ BROKEN_FILE_ERRORS = (
     ValueError,
     OverflowError,
     RuntimeError,
-    MemoryError,
+)
+# What Pillow raises beside those: OSError for a file that ends early, SyntaxError for a broken header, and so on.
+BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, LookupError, TypeError, *BROKEN_FILE_ERRORS)
+COLOUR_SPREAD = (
+    12  # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
 )
 
 
 class BadImage(Exception):
-    """A member that is no usable image; `reason` is one of `REASONS`."""
+    """A file that is no usable image; `reason` is one of `REASONS`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -53,34 +65,37 @@ class BadImage(Exception):
 
 
 def decode(data: bytes) -> Image.Image:
-    """A JPEG or PNG file, by content and whatever its name, as an upright 8-bit greyscale image without alpha.
+    """A JPEG or PNG file, told by content and not by name, as an upright 8-bit greyscale image without alpha.
 
-    Raises BadImage. The number of pixels is bounded before any is decoded.
+    Raises BadImage. Pixels, sides and scans are bounded before any pixel is decoded.
     """
     if not data:
         raise BadImage("empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's own pixel limit, above this one, and remarks on metadata
+            # Pillow's own pixel limit, which is above this one, and its remarks on metadata.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage("too_many_pixels")
+            check_size(image.width, image.height)
+            # Inside a scan 0xFF is never followed by 0xDA, so that this counts scans, and those of a thumbnail.
+            if image.format == "JPEG" and data.count(START_OF_SCAN) > MAX_SCANS:
+                raise BadImage("too_many_scans")
             image.load()
             return greyscale(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise BadImage("not_an_image") from None
     except Image.DecompressionBombError:
         raise BadImage("too_many_pixels") from None
-    except (
-        OSError,
-        SyntaxError,
-        LookupError,
-        TypeError,
-        *BROKEN_FILE_ERRORS,
-    ) as error:  # Pillow's ways to say "broken file"
+    except MemoryError:
+        raise BadImage("too_much_memory") from None
+    except BROKEN_IMAGE_ERRORS as error:
         raise BadImage("truncated" if "truncated" in str(error).lower() else "damaged") from None
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises BadImage where an image is too large to be decoded, in all or on one side."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise BadImage("too_many_pixels")
 
 
 def greyscale(image: Image.Image) -> Image.Image:
@@ -91,3 +106,14 @@ def greyscale(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA", "CMYK"):
         image = image.convert("RGB")
     return image.convert("L")
+
+
+def has_colour(data: bytes) -> bool:
+    """Whether a PNG or JPEG file holds a colour picture, not a grey one stored in three channels.
+
+    For a file that `decode` takes: nothing is checked here.
+    """
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        channels = np.asarray(image.convert("RGB").resize((64, 64)), float)
+    spread = channels.max(-1) - channels.min(-1)
+    return bool(spread.mean() > COLOUR_SPREAD)
