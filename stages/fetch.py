@@ -7,13 +7,17 @@ Writes data/images/, data/studies.csv and metrics/fetch.json, which says what wa
 
 import hashlib
 import io
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -24,124 +28,157 @@ from explainmyxray import sources, tables
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.near_duplicates import first_of_group, perceptual_hash
-from explainmyxray.outputs import replacing
+from explainmyxray.outputs import replacing_folder
 from explainmyxray.settings import load_settings
-from explainmyxray.tables import write_metrics
 
-WINDOW, CHUNK = 2048, 8  # films under way at once, which bounds memory; films a process takes at a time
+WINDOW = 2048  # films under way at once, which bounds memory
+CHUNK = 8  # films that a process takes at a time
+
+
+@dataclass(frozen=True)
+class PreparedFilm:
+    """What `prepare` makes of a film: an image, or why there is none."""
+
+    problem: str = ""  # one of `images.decoding.REASONS`; then all else is blank
+    sha256: str = ""  # of the film's size and its pixels at full size
+    perceptual_hash: bytes = b""
+    png: bytes = b""  # the file, `data.image_size` pixels square
 
 
 def main() -> None:
     settings = load_settings()
-    films, accounts = sources.load_source(settings.data, settings.seed)
-    for account in accounts.values():
-        account |= {"images_kept": 0, "pixel_copies_dropped": 0, "copies_with_other_labels": 0}
-    with replacing("data/images") as folder:
-        table = keep(films, settings.data.image_size, folder, accounts)
+    with replacing_folder("data/images") as folder:
+        films, audits = sources.load_source(settings.data, settings.seed)
+        for audit in audits.values():
+            audit |= {"images_kept": 0, "pixel_copies_dropped": 0, "copies_with_other_labels": 0}
+        table = write_images(films, settings.data.image_size, folder, audits)
         tables.write_table("data/studies.csv", table)
         figures = {
             "images": len(table),
             "patients": table["patient"].nunique(),
-            "near_duplicates": near_duplicates(table),
-            **accounts,
+            "near_duplicates": count_near_duplicates(table),
+            **audits,
         }
-        write_metrics("metrics/fetch.json", figures)
+        tables.write_metrics("metrics/fetch.json", figures)
     print(*summary(figures), sep="\n")
 
 
-def keep(films: list[sources.Film], size: int, folder: Path, accounts: dict) -> pd.DataFrame:
-    """Write the films that are neither bad nor copies to `folder` and count all in `accounts`; returns the studies."""
+def write_images(films: list[sources.Film], size: int, folder: Path, audits: dict) -> pd.DataFrame:
+    """Write the films that are usable and no copies to `folder`, count all in `audits`; returns the studies table."""
     films = sorted(films, key=lambda film: f"{film.name}.png")
-    rows, labels, hashes = [], {}, []
-    every = 0.5 if sys.stderr.isatty() else 15  # seconds between progress lines: a log file gets few
-    for film, done in tqdm(
-        prepared(films, size), total=len(films), desc="fetch", unit="image", mininterval=every
-    ):
-        account = accounts[film.study["source"]]
-        if isinstance(done, str):
-            account["bad_dropped"][done] += 1
+    rows, hashes = [], []
+    labels: dict[str, str] = {}  # of the images kept, by SHA-256
+    seconds = 0.5 if sys.stderr.isatty() else 15  # between progress lines: a log file gets few
+    prepared = prepare_all(films, size)
+    for film, result in tqdm(prepared, total=len(films), desc="fetch", unit="image", mininterval=seconds):
+        audit = audits[film.study["source"]]
+        if result.problem:
+            audit["bad_dropped"][result.problem] += 1
             continue
-        sha256, looks, png = done
-        if sha256 in labels:
-            account["pixel_copies_dropped"] += 1
-            account["copies_with_other_labels"] += film.study["labels"] != labels[sha256]
+        if result.sha256 in labels:
+            audit["pixel_copies_dropped"] += 1
+            audit["copies_with_other_labels"] += film.study["labels"] != labels[result.sha256]
             continue
-        labels[sha256] = film.study["labels"]
-        hashes.append(looks)
-        account["images_kept"] += 1
+        labels[result.sha256] = film.study["labels"]
+        hashes.append(result.perceptual_hash)
+        audit["images_kept"] += 1
         path = folder / f"{film.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png)
-        rows.append({**film.study, "image": f"{film.name}.png", "sha256": sha256})
+        path.write_bytes(result.png)
+        rows.append({**film.study, "image": f"{film.name}.png", "sha256": result.sha256})
     if not rows:
         raise UserError(
-            "no image: the source offers none that can be used; look at the archives in data.archives"
+            "no image: the source has none that can be used; look at the archives in data.archives"
         )
     table = pd.DataFrame(rows, columns=tables.COLUMNS)
     table["near_duplicate_of"] = first_of_group(list(table["image"]), hashes)
     return table
 
 
-def near_duplicates(table: pd.DataFrame) -> dict[str, int]:
-    """How many images are near copies of another, of how many films, and how many films have copies with other labels."""
-    copies = table[table["near_duplicate_of"] != ""].groupby("near_duplicate_of")
+def count_near_duplicates(table: pd.DataFrame) -> dict[str, int]:
+    """How many images are near duplicates, of how many films, and of how many of these the labels differ."""
+    groups = table[table["near_duplicate_of"] != ""].groupby("near_duplicate_of")
     return {
-        "images": int(copies.size().sum()),
-        "films": copies.ngroups,
-        "films_with_other_labels": int((copies["labels"].nunique() > 1).sum()),
+        "images": int(groups.size().sum()),
+        "films": groups.ngroups,
+        "films_with_other_labels": int((groups["labels"].nunique() > 1).sum()),
     }
 
 
-def prepared(
-    films: list[sources.Film], size: int
-) -> Iterator[tuple[sources.Film, tuple[str, bytes, bytes] | str]]:
+def prepare_all(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, PreparedFilm]]:
     """Each film, in order, with what `prepare` makes of it; on all cores, and the same whatever their number."""
     work = partial(prepare, size=size)
     processes = min(os.cpu_count() or 1, len(films) // 64)
     if processes < 2:  # starting processes takes longer
-        yield from ((film, work(film)) for film in films)
+        for film in films:
+            yield film, work(film)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
+    try:
         for start in range(0, len(films), WINDOW):
             window = films[start : start + WINDOW]
             yield from zip(window, pool.map(work, window, chunksize=CHUNK), strict=True)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that prepares films was killed, most likely for want of memory: close other programs and run again"
+        ) from None
+    finally:
+        # All films are through, or nobody waits for those that are under way.
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
-def prepare(film: sources.Film, size: int) -> tuple[str, bytes, bytes] | str:
-    """SHA-256 of the film's pixels, perceptual hash, and the PNG file at `size` pixels square; or why it is not usable."""
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended: a pool's processes would wait for work forever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def prepare(film: sources.Film, size: int) -> PreparedFilm:
+    """The film at `size` pixels square, with its hashes; or why it is not usable."""
     try:
-        image = (
-            film.read()
-        )  # at full size, for the sum is over all pixels: JPEG's reduced-size decoding is no help
+        # At full size, for the SHA-256 is over all pixels: decoding a JPEG at a reduced size is no help.
+        image = film.read()
     except BadImage as bad:
-        return bad.reason
+        return PreparedFilm(problem=bad.reason)
     sha256 = hashlib.sha256(b"%dx%d " % image.size + image.tobytes()).hexdigest()
-    file = io.BytesIO()
     small = image.resize((size, size), Image.Resampling.BICUBIC)  # bicubic, as SiglipImageProcessor resizes
-    small.save(
-        file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY
-    )  # less than half the default's time, 2 % more bytes
-    return sha256, perceptual_hash(small), file.getvalue()
+    file = io.BytesIO()
+    # Less than half the time of the default compression, and 2 % more bytes.
+    small.save(file, "PNG", compress_type=zlib.Z_HUFFMAN_ONLY)
+    return PreparedFilm("", sha256, perceptual_hash(small), file.getvalue())
 
 
 def summary(figures: dict) -> Iterator[str]:
     """The figures for a person: a line a data set, with what was dropped and why."""
-    for name, account in figures.items():
-        if isinstance(account, dict) and "images_kept" in account:
+    for name, audit in figures.items():
+        if isinstance(audit, dict) and "images_kept" in audit:
             reasons = {
-                key.removesuffix("_dropped"): value for key, value in account.items() if "_dropped" in key
+                key.removesuffix("_dropped"): count for key, count in audit.items() if "_dropped" in key
             }
             reasons |= reasons.pop("bad", {})
-            dropped = ", ".join(
-                f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count
-            )
-            yield f"{name}: {account['images_kept']} images kept; dropped: {dropped or 'none'}"
+            counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count]
+            yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
     near = figures["near_duplicates"]
     yield (
         f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them are near "
-        f"copies, of {near['films']} films"
+        f"duplicates, of {near['films']} films"
     )
 
 
+def end_on_sigterm(number: int, frame: object) -> None:
+    """As Ctrl-C does: through the `finally` blocks, which clear away what is unfinished and end the pool."""
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end_on_sigterm)
     exit_on_user_error(main)

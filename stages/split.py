@@ -7,7 +7,7 @@ what two splits share, and metrics/labels.csv with the label counts for a plot.
 import pandas as pd
 
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.outputs import replacing
+from explainmyxray.outputs import replacing_folder
 from explainmyxray.settings import load_settings
 from explainmyxray.splits.make_splits import SPLITS, make_splits
 from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics, write_table

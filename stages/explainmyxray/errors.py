@@ -4,6 +4,20 @@ import errno
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+MAX_SHOWN = 60  # characters of a value that a message shows
+# What an OSError says of the machine, not of this code, with what to do about it.
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk: free some and run again",
+    errno.EDQUOT: "no space left in your quota: free some and run again",
+    errno.EROFS: "the disk is read-only: work in a folder that can be written to",
+    errno.EACCES: "permission denied: change its permissions, or work in a folder of your own",
+    errno.EPERM: "not permitted: change its permissions, or work in a folder of your own",
+    errno.ENAMETOOLONG: "the name is too long for this disk: work in a folder with a shorter path",
+}
+# Where outputs go: each may lie on a disk of its own.
+OUTPUT_FOLDERS = (".", "data", "metrics", "models", "models/checkpoints")
 
 
 class UserError(Exception):
@@ -11,15 +25,43 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; print a `UserError` (or a full disk) as one line and exit with status 1."""
+    """Run `main`; print a `UserError` (or a full or read-only disk) as one line and exit with status 1."""
     try:
         main()
-    except UserError as error:  # one from a loader's process brings its traceback along, the message last
+    except UserError as error:
+        # One from a data loader's process brings its traceback along, the message last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where it cannot write
-        if getattr(error, "errno", None) != errno.ENOSPC and shutil.disk_usage(".").free > 2**20:
+    except (OSError, RuntimeError) as error:
+        message = _disk_problem(error)
+        if message is None:
             raise
-        message = "no space left on the disk: free some and run again"
     else:
         return
-    sys.exit(f"error: {message}")
+    sys.exit(f"error: {printable(message)}")
+
+
+def shortened(value: object) -> str:
+    """A value as a message quotes it: in quotation marks, on one line, cut where it is long."""
+    text = str(value)
+    if len(text) > MAX_SHOWN:
+        text = f"{text[:MAX_SHOWN]}…"
+    return repr(text)
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out: a file's name could move the cursor or rename the terminal."""
+    characters = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return "".join(characters)
+
+
+def _disk_problem(error: OSError | RuntimeError) -> str | None:
+    """What a person can do about the disk, or None where the error has another cause."""
+    number = getattr(error, "errno", None)
+    if number in DISK_ERRORS:
+        place = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        return f"{place}: {DISK_ERRORS[number]}" if place else DISK_ERRORS[number]
+    # torch says RuntimeError where it cannot write, without a number: see whether a disk is full.
+    for folder in OUTPUT_FOLDERS:
+        if Path(folder).exists() and shutil.disk_usage(folder).free < 2**20:
+            return DISK_ERRORS[errno.ENOSPC]
+    return None

@@ -1,7 +1,7 @@
 """The studies table: one row an image kept, read and written in one place.
 
 Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into NaN.
-`sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near copies, blank for an image without.
+`sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near duplicates, blank for an image without.
 """
 
 import json
