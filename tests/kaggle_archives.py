@@ -76,8 +76,8 @@ def stage_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **changes}
 
 
-def accounted_for(account: dict) -> int:
-    """How many archive members an account of metrics/fetch.json explains."""
+def audited(audit: dict) -> int:
+    """How many archive members an audit of metrics/fetch.json explains."""
     once = ("label_files", "junk_dropped", "tree_copies_dropped", "images_kept", "pixel_copies_dropped")
-    without_row = account.get("images_without_row", 0)
-    return sum(account[key] for key in once) + without_row + sum(account["bad_dropped"].values())
+    without_row = audit.get("images_without_row", 0)
+    return sum(audit[key] for key in once) + without_row + sum(audit["bad_dropped"].values())

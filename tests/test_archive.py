@@ -20,8 +20,8 @@ from PIL import Image
 import fetch
 from explainmyxray.errors import UserError
 from explainmyxray.images import decoding
-from explainmyxray.sources import archive
-from kaggle_archives import NIH, PNEUMONIA, accounted_for, encoded, pixels, workspace, write_zip
+from explainmyxray.sources.zip_archive import ZipArchive
+from kaggle_archives import NIH, PNEUMONIA, audited, encoded, pixels, workspace, write_zip
 
 GREY = pixels(5, 60, 80)
 ROTATED = Image.Exif()
@@ -134,10 +134,11 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
 def test_a_member_larger_than_it_says_is_refused_in_little_memory(tmp_path):
     path = write_zip(tmp_path / "lies.zip", {"a.png": bytes(60 * 2**20)}, zipfile.ZIP_DEFLATED)
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", 60 * 2**20), struct.pack("<I", 1000)))
-    archive.members(path)
+    archive = ZipArchive(path)
+    member = archive.members()[0]
     tracemalloc.start()
     with pytest.raises(decoding.BadImage, match="unreadable"):
-        archive.read_member(path, 0)
+        archive.read(member)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
@@ -187,8 +188,8 @@ def test_hostile_members_are_dropped_with_their_reason_and_stay_inside(tmp_path,
         nameless.filename = ""
     before = {item for item in tmp_path.rglob("*") if "deep/er" not in str(item)}
     fetch.main()
-    account = json.loads(Path("metrics/fetch.json").read_text())["chest_xray_pneumonia"]
-    assert {reason: count for reason, count in account["bad_dropped"].items() if count} == {
+    audit = json.loads(Path("metrics/fetch.json").read_text())["chest_xray_pneumonia"]
+    assert {reason: count for reason, count in audit["bad_dropped"].items() if count} == {
         "unsafe_name": 4,
         "symlink": 1,
         "zip_bomb": 1,
@@ -201,8 +202,8 @@ def test_hostile_members_are_dropped_with_their_reason_and_stay_inside(tmp_path,
         "unknown_compression": 1,
         "unreadable": 1,
     }
-    assert (account["images_kept"], account["junk_dropped"]) == (2, 5)
-    assert accounted_for(account) == account["members"] == len(hostile()) + 4
+    assert (audit["images_kept"], audit["junk_dropped"]) == (2, 5)
+    assert audited(audit) == audit["members"] == len(hostile()) + 4
     assert {item for item in tmp_path.rglob("*") if "deep/er" not in str(item)} == before
     assert sorted(p.name for p in place.iterdir()) == ["data", "metrics", "params.yaml"]
     images = {p.name for p in Path("data/images/chest_xray_pneumonia").iterdir()}
@@ -218,8 +219,8 @@ def test_a_large_archive_of_bombs_is_quick(tmp_path, monkeypatch):
         bomb.file_size = 2**40  # a terabyte, says the directory
     start = time.monotonic()
     fetch.main()
-    account = json.loads(Path("metrics/fetch.json").read_text())["chest_xray_pneumonia"]
-    assert account["bad_dropped"]["too_large"] == 1 and time.monotonic() - start < 5
+    audit = json.loads(Path("metrics/fetch.json").read_text())["chest_xray_pneumonia"]
+    assert audit["bad_dropped"]["too_large"] == 1 and time.monotonic() - start < 5
 
 
 def small_archives() -> dict[str, bytes]:
@@ -267,8 +268,8 @@ def test_a_changed_archive_is_fetched_or_refused_and_never_crashes(name, changes
                 assert not Path("data/images").exists() and not Path("data/studies.csv").exists()
             else:
                 metrics = json.loads(Path("metrics/fetch.json").read_text())
-                for account in (metrics["chest_xray_pneumonia"], metrics["nih_sample"]):
-                    assert accounted_for(account) == account["members"]
+                for audit in (metrics["chest_xray_pneumonia"], metrics["nih_sample"]):
+                    assert audited(audit) == audit["members"]
                 assert len(list(Path("data/images").rglob("*.png"))) == metrics["images"]
             assert {p.name for p in Path().iterdir()} <= {"data", "metrics", "params.yaml"}
             assert {p.name for p in Path("data").iterdir()} <= {"archives", "images", "studies.csv"}

@@ -16,13 +16,14 @@ from explainmyxray import tables
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import kaggle
+from explainmyxray.sources.zip_archive import ZipArchive
 from kaggle_archives import (
     HEADER,
     NIH,
     PNEUMONIA,
     REAL,
     ROOT,
-    accounted_for,
+    audited,
     encoded,
     nih_members,
     pixels,
@@ -122,8 +123,8 @@ def test_a_film_stored_in_colour_is_a_copy_of_the_grey_one(place):
         }
     )
     table, metrics = run()
-    account = metrics["chest_xray_pneumonia"]
-    assert (account["images_kept"], account["pixel_copies_dropped"], account["copies_with_other_labels"]) == (
+    audit = metrics["chest_xray_pneumonia"]
+    assert (audit["images_kept"], audit["pixel_copies_dropped"], audit["copies_with_other_labels"]) == (
         2,
         1,
         0,
@@ -152,8 +153,8 @@ def test_copies_that_disagree_are_counted_and_the_first_is_kept(place):
     )
     table, metrics = run()
     counts = {
-        name: (account["pixel_copies_dropped"], account["copies_with_other_labels"])
-        for name, account in metrics.items()
+        name: (audit["pixel_copies_dropped"], audit["copies_with_other_labels"])
+        for name, audit in metrics.items()
         if name in ("chest_xray_pneumonia", "nih_sample")
     }
     assert counts == {"chest_xray_pneumonia": (1, 1), "nih_sample": (1, 0)}
@@ -171,11 +172,9 @@ def test_another_film_under_a_taken_name_is_dropped_and_said(place):
             "chest_xray/train/NORMAL/person9_virus_9.jpeg": encoded(pixels(4)),
         },
     )
-    account = run()[1]["chest_xray_pneumonia"]
-    assert (
-        account["tree_copies_dropped"] == account["bad_dropped"]["name_taken"] == account["images_kept"] == 1
-    )
-    assert account["bad_dropped"]["unknown_name"] == 2 and accounted_for(account) == account["members"] == 5
+    audit = run()[1]["chest_xray_pneumonia"]
+    assert audit["tree_copies_dropped"] == audit["bad_dropped"]["name_taken"] == audit["images_kept"] == 1
+    assert audit["bad_dropped"]["unknown_name"] == 2 and audited(audit) == audit["members"] == 5
 
 
 def test_rows_and_images_that_miss_each_other_are_counted(place):
@@ -184,10 +183,10 @@ def test_rows_and_images_that_miss_each_other_are_counted(place):
     )
     members["sample/images/00000009_000.PNG"] = members.pop("sample/images/00000002_000.png")
     write_zip(Path("data/archives") / NIH, members)
-    account = run()[1]["nih_sample"]
+    audit = run()[1]["nih_sample"]
     keys = ("rows", "rows_without_image", "images_without_row", "images_kept")
-    assert [account[key] for key in keys] == [2, 1, 1, 1]
-    assert accounted_for(account) == account["members"]
+    assert [audit[key] for key in keys] == [2, 1, 1, 1]
+    assert audited(audit) == audit["members"]
 
 
 def test_a_comma_too_many_shifts_no_column(place):
@@ -300,18 +299,18 @@ def test_ages(text, years):
 
 
 def test_every_name_that_a_source_gives_is_a_known_finding():
-    known = set(kaggle._data("nih_sample.yaml")["labels"].values())
+    known = set(kaggle._read_yaml("nih_sample.yaml")["labels"].values())
     assert known == {*FINDINGS, tables.NO_FINDING}
-    assert {folder["label"] for folder in kaggle._data("chest_xray_pneumonia.yaml").values()} <= known
+    assert {folder["label"] for folder in kaggle._read_yaml("chest_xray_pneumonia.yaml").values()} <= known
 
 
 @real
 def test_patients_of_all_pneumonia_names(tmp_path):
     names = (REAL / "chest_xray_pneumonia/names.txt").read_text().split()
     path = write_zip(tmp_path / PNEUMONIA, {f"chest_xray/{name}": b"" for name in names})
-    films, account = kaggle.pneumonia_films(path)
+    films, audit = kaggle.pneumonia_films(ZipArchive(path))
     assert len(films) == len({film.name for film in films}) == len(names) == 5856
-    assert not any(account["bad_dropped"].values())
+    assert not any(audit["bad_dropped"].values())
     assert len({film.study["patient"] for film in films}) == 4097
     assert Counter(film.study["subtype"] for film in films) == {"bacteria": 2780, "virus": 1493, "": 1583}
     odd = next(film for film in films if "447_virus_921_1" in film.name)
@@ -322,10 +321,11 @@ def test_patients_of_all_pneumonia_names(tmp_path):
 def test_all_rows_of_the_nih_sample(tmp_path):
     text = (REAL / "nih_sample/sample_labels.csv").read_bytes()
     images = {f"sample/images/{line.split(',')[0]}": b"" for line in text.decode().splitlines()[1:]}
-    films, account = kaggle.nih_films(write_zip(tmp_path / NIH, {"sample_labels.csv": text, **images}))
+    path = write_zip(tmp_path / NIH, {"sample_labels.csv": text, **images})
+    films, audit = kaggle.nih_films(ZipArchive(path))
     combinations = Counter(film.study["labels"] for film in films)
     common = [count for count in combinations.values() if count >= 10]
-    assert (len(films), account["rows"], len({film.study["patient"] for film in films})) == (5606, 5606, 4230)
+    assert (len(films), audit["rows"], len({film.study["patient"] for film in films})) == (5606, 5606, 4230)
     assert (len(combinations), len(common), sum(common)) == (244, 38, 5185)
     assert sum(film.study["age_years"] == "" for film in films) == 1
 
@@ -350,9 +350,7 @@ def test_real_films_on_all_cores_and_on_one(tmp_path, monkeypatch):
     table, metrics = run()
     assert everything(folders["one"]) == everything(folders["all"])
     pneumonia, nih = metrics["chest_xray_pneumonia"], metrics["nih_sample"]
-    assert (
-        accounted_for(pneumonia) == pneumonia["members"] == 426 and accounted_for(nih) == nih["members"] == 14
-    )
+    assert audited(pneumonia) == pneumonia["members"] == 426 and audited(nih) == nih["members"] == 14
     assert (
         pneumonia["tree_copies_dropped"] == 140
         and pneumonia["junk_dropped"] == 146

@@ -57,7 +57,7 @@ def kaggle():
 
 
 def download(folder):
-    return kaggle_download.archive("chest-xray-pneumonia", folder)
+    return kaggle_download.get_data_set("chest-xray-pneumonia", folder).path
 
 
 def failure(folder) -> str:
@@ -126,7 +126,7 @@ def test_each_refusal_says_what_to_do(tmp_path, kaggle, status, advice):
         (WHOLE[: len(WHOLE) // 2], "no whole zip archive"),
         (b"<html>Sign in</html>", "no whole zip archive"),
         (b"", "no whole zip archive"),
-        (WHOLE[:9000] + b"x" * 100 + WHOLE[9100:], "IM-0000-0001.jpeg is damaged"),
+        (WHOLE[:9000] + b"x" * 100 + WHOLE[9100:], "IM-0000-0001.jpeg' is damaged"),
     ],
     ids=["half", "html", "nothing", "damaged"],
 )

@@ -1,4 +1,4 @@
-"""Near copies: the same film at another size or encoding is found, another film is not."""
+"""Near duplicates: the same film at another size or encoding is found, another film is not."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from explainmyxray.images.decoding import decode
-from explainmyxray.images.near_duplicates import MAX_DISTANCE, first_of_group, groups, perceptual_hash
+from explainmyxray.images.near_duplicates import (
+    MAX_DISTANCE,
+    first_of_group,
+    group_near_duplicates,
+    perceptual_hash,
+)
 from explainmyxray.sources import phantom
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia"
@@ -58,7 +63,7 @@ def test_every_real_film_is_found_beside_its_original(real):
 
 
 def test_no_two_different_real_films_are_taken_for_copies(real, films):
-    """Nine pairs among the 1,739 are near copies: all nine have the same pixels."""
+    """Nine pairs among the 1,739 are near duplicates: all nine have the same pixels."""
     small, _ = real
     pixels = {name: image.tobytes() for name, image in films["train"].items()}
     names = list(small)
@@ -92,7 +97,7 @@ def test_the_usual_64_bits_are_too_few(films):
 def test_other_sizes_and_encodings_are_found_and_other_phantoms_are_not():
     films = [film.read() for film in phantom.sample(phantom.PIPELINE, 3, 60, 512)]
     copies = [jpeg(films[0], 20), films[1].resize((128, 160)), films[2].point(lambda value: value * 0.9)]
-    found = groups([prepared(image) for image in films + copies])
+    found = group_near_duplicates([prepared(image) for image in films + copies])
     assert list(found[60:]) == list(found[:3])
     assert len(set(found)) == 60
 

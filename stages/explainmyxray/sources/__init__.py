@@ -1,6 +1,8 @@
-"""Sources of films: each says which images it offers and what it knows of them; nothing is decoded before `read`.
+"""Sources of films: which images there are, and what is known of each. Nothing is decoded before `Film.read`.
 
-A new source is a module with films of its own and a branch in `load_source`.
+To add a source: write a module in this room with a subclass of `Film` (for films in a zip file or a folder there is
+`containers.ContainerFilm`) and a function that returns films and audits as `load_source` does; call it from there; put
+the source's name into `settings.Data.source`.
 """
 
 from dataclasses import dataclass
@@ -15,21 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Film:
-    """One image that a source offers, not yet decoded. It can be pickled, so that another process reads it."""
+    """One image of a source, not yet decoded. It can be pickled, so that another process reads it."""
 
     name: str  # its path under data/images without suffix, as in "nih_sample/00000013_005"
-    study: dict[str, str]  # what the source knows of the studies columns, blank where unknown
+    study: dict[str, str]  # columns of the studies table that the source knows, blank where unknown
 
     def read(self) -> Image.Image:
-        """The image in 8-bit greyscale, at full size. Raises `archive.BadImage` where there is no usable one."""
+        """The image in 8-bit greyscale, at full size. Raises `images.decoding.BadImage` where there is no usable one."""
         raise NotImplementedError
 
 
 def load_source(data: "settings.Data", seed: int) -> tuple[list[Film], dict[str, dict]]:
-    """The films of `data.source`, and for each of their data sets an account of what else was found, in numbers.
+    """The films of `data.source`, and by data set an audit: counts of all else that was found, and why it is left out.
 
     Raises UserError where the source cannot be had or is broken as a whole.
     """
+    # Imported here: phantoms need no Kaggle client, and Kaggle's films no drawing.
     if data.source == "phantom":
         from explainmyxray.sources import phantom
 

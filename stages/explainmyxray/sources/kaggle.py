@@ -1,42 +1,49 @@
-"""The two Kaggle data sets: which archive members are images, and what names and label file say of each."""
+"""The two Kaggle data sets: which files are images, and what their names and the label file say of each."""
 
 import io
 import re
-import zipfile
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from ruamel.yaml import YAML
 
-from explainmyxray.errors import UserError
+from explainmyxray.errors import UserError, shortened
 from explainmyxray.images.decoding import REASONS, BadImage
 from explainmyxray.sources import kaggle_download
-from explainmyxray.sources.archive import ArchiveFilm, members, read_member, refusal
+from explainmyxray.sources.containers import Container, ContainerFilm, Member
 from explainmyxray.tables import NO_FINDING, join_labels
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LABEL_FILE = "sample_labels.csv"
+# An image's name without suffix, or a patient's number: short enough for any disk, and nothing that a shell or a
+# spreadsheet takes for more than a name.
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+AGE = re.compile(r"(\d{1,4})([YMWD])", re.ASCII)
 YEARS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # the units of a DICOM age string
 OLDEST = 120  # years; NIH's file has a 411Y
 
 
-def films(archives: Path) -> tuple[list[ArchiveFilm], dict[str, dict]]:
-    """The films of both data sets and, by data set, an account of the other members; downloads what is missing."""
-    paths = [kaggle_download.archive(name, archives) for name in kaggle_download.DATA_SETS]
-    pneumonia, pneumonia_account = pneumonia_films(paths[0])
-    nih, nih_account = nih_films(paths[1])
-    return pneumonia + nih, {"chest_xray_pneumonia": pneumonia_account, "nih_sample": nih_account}
+def films(archives: Path) -> tuple[list[ContainerFilm], dict[str, dict]]:
+    """The films of both data sets, and by data set an audit of its other files; downloads what is missing."""
+    pneumonia = kaggle_download.get_data_set("chest-xray-pneumonia", archives)
+    nih = kaggle_download.get_data_set("sample", archives)
+    pneumonia_found, pneumonia_audit = pneumonia_films(pneumonia)
+    nih_found, nih_audit = nih_films(nih)
+    return pneumonia_found + nih_found, {"chest_xray_pneumonia": pneumonia_audit, "nih_sample": nih_audit}
 
 
-def pneumonia_films(path: Path) -> tuple[list[ArchiveFilm], dict]:
-    """The films of chest-xray-pneumonia: folder and name say label, subtype and patient."""
-    folders = _data("chest_xray_pneumonia.yaml")
-    found, account = _images(path)
-    offered = []
-    for index, name in found:
-        folder = folders.get(name.parent.name, {"name": "(?!)", "label": ""})
-        if not (match := re.fullmatch(folder["name"], name.stem)):
-            account["bad_dropped"]["unknown_name"] += 1
+def pneumonia_films(container: Container) -> tuple[list[ContainerFilm], dict]:
+    """The films of chest-xray-pneumonia: folder and file name give label, subtype and patient."""
+    folders = _read_yaml("chest_xray_pneumonia.yaml")
+    images, audit = find_images(container)
+    found = []
+    for member in images:
+        name = PurePosixPath(member.name)
+        folder = folders.get(name.parent.name)
+        match = re.fullmatch(folder["name"], name.stem, re.ASCII) if folder else None
+        if not match:
+            audit["bad_dropped"]["unknown_name"] += 1
             continue
         part = match.groupdict()
         subtype = part.get("subtype", "")
@@ -50,116 +57,147 @@ def pneumonia_films(path: Path) -> tuple[list[ArchiveFilm], dict]:
             "age_years": "",
             "sex": "",
         }
-        offered.append(ArchiveFilm(f"chest_xray_pneumonia/{name.stem}", study, str(path), index))
-    return offered, account
+        found.append(ContainerFilm(f"chest_xray_pneumonia/{name.stem}", study, container, member))
+    return found, audit
 
 
-def nih_films(path: Path) -> tuple[list[ArchiveFilm], dict]:
+def nih_films(container: Container) -> tuple[list[ContainerFilm], dict]:
     """The films of NIH's sample that have a row in its label file."""
-    found, account = _images(path)
-    rows = read_labels(path)
+    images, audit = find_images(container)
+    rows, row_audit = read_labels(container)
     known = {"source": "nih_sample", "subtype": ""}
-    offered = [
-        ArchiveFilm(f"nih_sample/{name.stem}", known | rows[name.stem], str(path), index)
-        for index, name in found
-        if name.stem in rows
-    ]
-    return offered, account | {
-        "images_without_row": len(found) - len(offered),
+    found = []
+    for member in images:
+        image = PurePosixPath(member.name).stem
+        if image in rows:
+            study = known | rows[image]
+            found.append(ContainerFilm(f"nih_sample/{image}", study, container, member))
+    audit |= {
+        "images_without_row": len(images) - len(found),
         "rows": len(rows),
-        "rows_without_image": len(rows) - len(offered),
+        "rows_without_image": len(rows) - len(found),
+        **row_audit,
     }
+    return found, audit
 
 
-def read_labels(path: Path) -> dict[str, dict[str, str]]:
-    """The studies columns that the label file in the archive at `path` knows, by image without suffix.
+def read_labels(container: Container) -> tuple[dict[str, dict[str, str]], dict]:
+    """The studies columns that NIH's label file has, by image without suffix; and an audit of what it has amiss.
 
-    Raises UserError where the file is missing, unreadable, lacks a column, or holds a row that makes no sense.
+    A row whose patient is no identifier is dropped; an age, sex or view that makes no sense is left blank; both are counted.
+    Raises UserError where the file is missing, unreadable, lacks a column, or has a row that contradicts what it should be.
     """
-    names = _data("nih_sample.yaml")
-    where = f"{LABEL_FILE} in {path}"
-    copies = [(_depth(info), index) for index, info in enumerate(members(path)) if _is_label_file(info)]
-    if not copies:
-        raise UserError(
-            f"{path} has no {LABEL_FILE}: get the whole data set from {kaggle_download.page('sample')}"
-        )
-    try:
-        table = pd.read_csv(
-            io.BytesIO(read_member(path, min(copies)[1])), dtype=str, keep_default_na=False, index_col=False
-        )
-    except BadImage as bad:
-        raise UserError(f"{where} cannot be read ({bad.reason}): replace the archive") from None
-    except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
-        raise UserError(f"{where} is no table ({error}): replace the archive") from None
+    names = _read_yaml("nih_sample.yaml")
     columns = names["columns"]
-    if missing := [theirs for theirs in columns.values() if theirs not in table]:
-        raise UserError(
-            f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: replace the archive"
-        )
+    where = f"{LABEL_FILE} in {container.path}"
+    table = _read_label_file(container, where)
+    missing = [theirs for theirs in columns.values() if theirs not in table]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        raise UserError(f"{where} lacks the column{plural} {', '.join(missing)}: replace the archive")
     rows = {}
+    rows_dropped = 0
+    blanked = Counter(age_years=0, sex=0, view=0)
     for values in table[list(columns.values())].itertuples(index=False, name=None):
         row = dict(zip(columns, values, strict=True))
-        image = PurePosixPath(row.pop("image")).stem
+        image = PurePosixPath(row["image"]).stem
         labels = set(row["labels"].split("|"))
         if not labels <= names["labels"].keys() or (NO_FINDING in labels and len(labels) > 1):
             known = ", ".join(names["labels"])
             raise UserError(
-                f"{where}: {image} has the labels {row['labels']!r}; known, the first alone, are {known}"
+                f"{where}: {image[:100]} has the labels {shortened(row['labels'])}; known, the first alone, are {known}"
             )
         if not row["patient"]:
-            raise UserError(f"{where}: {image} has no patient")
+            raise UserError(f"{where}: {image[:100]} has no patient")
         if image in rows:
-            raise UserError(f"{where}: {image} has two rows")
-        rows[image] = row | {
-            "labels": join_labels({names["labels"][label] for label in labels} - {NO_FINDING}),
-            "patient": f"nih_sample-{row['patient']}",
+            raise UserError(f"{where}: {image[:100]} has two rows")
+        if not IDENTIFIER.fullmatch(row["patient"]):
+            rows_dropped += 1
+            continue
+        findings = {names["labels"][label] for label in labels} - {NO_FINDING}
+        kept = {
             "age_years": age_years(row["age_years"]),
+            "sex": row["sex"] if row["sex"] in names["sex"] else "",
+            "view": row["view"] if row["view"] in names["view"] else "",
         }
-    return rows
+        for column, value in kept.items():
+            blanked[column] += bool(row[column]) and not value
+        rows[image] = kept | {"labels": join_labels(findings), "patient": f"nih_sample-{row['patient']}"}
+    return rows, {"rows_dropped": rows_dropped, "cells_blanked": dict(blanked)}
 
 
 def age_years(text: str) -> str:
     """`060Y` as `60`, in completed years: `013M` is 1, `001D` is 0. Blank where impossible or unknown."""
-    match = re.fullmatch(r"(\d+)([YMWD])", text.strip().upper())
-    years = int(int(match[1]) * YEARS[match[2]]) if match else OLDEST + 1
+    match = AGE.fullmatch(text.strip().upper())
+    if not match:
+        return ""
+    years = int(int(match[1]) * YEARS[match[2]])
     return str(years) if years <= OLDEST else ""
 
 
-def _images(path: Path) -> tuple[list[tuple[int, PurePosixPath]], dict]:
-    """Index and name of each image file, of copies the one nearest the root, and the account of the other members."""
-    listed = members(path)
-    account = {
-        "archive_bytes": path.stat().st_size,
-        "members": len(listed),
+def find_images(container: Container) -> tuple[list[Member], dict]:
+    """The image files, of identical ones the one nearest the root, and an audit of all other members."""
+    members = sorted(container.members(), key=lambda member: (member.depth, member.name, member.index))
+    bad = dict.fromkeys(REASONS, 0)
+    audit = {
+        "archive_bytes": container.stored_bytes(),
+        "members": len(members),
         "label_files": 0,
         "junk_dropped": 0,
         "tree_copies_dropped": 0,
-        "bad_dropped": dict.fromkeys(REASONS, 0),
+        "bad_dropped": bad,
     }
-    taken: dict[str, zipfile.ZipInfo] = {}
-    found = []
-    for index in sorted(
-        range(len(listed)), key=lambda index: (_depth(listed[index]), listed[index].filename, index)
-    ):
-        info = listed[index]
-        name = PurePosixPath(info.filename)
-        if _is_label_file(info):
-            account["label_files"] += 1
-        elif info.filename.endswith("/") or _is_mac_junk(name) or name.suffix.lower() not in SUFFIXES:
-            account["junk_dropped"] += 1
-        elif reason := refusal(info):
-            account["bad_dropped"][reason] += 1
-        elif (first := taken.setdefault(name.stem, info)) is info:
-            found.append((index, name))
-        elif (first.CRC, first.file_size) == (info.CRC, info.file_size):
-            account["tree_copies_dropped"] += 1
+    first_with: dict[str, Member] = {}
+    checksums: dict[str, int] = {}  # of those in `first_with`, each made once
+    for member in members:
+        name = PurePosixPath(member.name)
+        stem = name.stem
+        if _is_label_file(member):
+            audit["label_files"] += 1
+        elif member.name.endswith("/") or _is_mac_junk(name) or name.suffix.lower() not in SUFFIXES:
+            audit["junk_dropped"] += 1
+        elif member.refusal:
+            bad[member.refusal] += 1
+        elif not IDENTIFIER.fullmatch(stem):
+            bad["unknown_name"] += 1
+        elif stem not in first_with:
+            first_with[stem] = member
+        elif member.size != first_with[stem].size:
+            bad["name_taken"] += 1
         else:
-            account["bad_dropped"]["name_taken"] += 1
-    return found, account
+            # Same name and size: the same file only if the bytes are, of which a folder has to read both.
+            try:
+                if stem not in checksums:
+                    checksums[stem] = container.checksum(first_with[stem])
+                same = container.checksum(member) == checksums[stem]
+            except BadImage as unreadable:
+                bad[unreadable.reason] += 1
+                continue
+            if same:
+                audit["tree_copies_dropped"] += 1
+            else:
+                bad["name_taken"] += 1
+    return list(first_with.values()), audit
 
 
-def _is_label_file(info: zipfile.ZipInfo) -> bool:
-    name = PurePosixPath(info.filename)
+def _read_label_file(container: Container, where: str) -> pd.DataFrame:
+    """NIH's label file as text columns, of several the one nearest the root. Raises UserError."""
+    copies = [member for member in container.members() if _is_label_file(member)]
+    if not copies:
+        page = kaggle_download.page("sample")
+        raise UserError(f"{container.path} has no {LABEL_FILE}: get the whole data set from {page}")
+    nearest = min(copies, key=lambda member: (member.depth, member.name, member.index))
+    try:
+        text = io.BytesIO(container.read(nearest))
+        return pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False)
+    except BadImage as bad:
+        raise UserError(f"{where} cannot be read ({bad.reason}): replace the archive") from None
+    except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
+        raise UserError(f"{where} is no table ({error}): replace the archive") from None
+
+
+def _is_label_file(member: Member) -> bool:
+    name = PurePosixPath(member.name)
     return name.name == LABEL_FILE and not _is_mac_junk(name)
 
 
@@ -167,9 +205,5 @@ def _is_mac_junk(name: PurePosixPath) -> bool:
     return "__MACOSX" in name.parts or name.name.startswith("._")
 
 
-def _depth(info: zipfile.ZipInfo) -> int:
-    return info.filename.count("/")
-
-
-def _data(name: str) -> dict:
+def _read_yaml(name: str) -> dict:
     return YAML(typ="safe").load(Path(__file__).with_name(name))

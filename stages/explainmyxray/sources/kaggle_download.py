@@ -1,6 +1,6 @@
-"""Downloads a data set's archive with the `kaggle` client; it is checked before it is renamed into place.
+"""Finds a data set of Kaggle's on disk, or downloads it with the `kaggle` client.
 
-Kaggle serves public data sets without an account, and asks for a key or for accepted terms where it does not.
+A download is checked before it is renamed into place. Kaggle serves public data sets without an account, and asks for a key or for accepted terms where it does not.
 """
 
 import contextlib
@@ -11,14 +11,15 @@ from pathlib import Path
 import requests
 from requests.adapters import HTTPAdapter
 
-from explainmyxray.errors import UserError
-from explainmyxray.sources.archive import first_unreadable
+from explainmyxray.errors import UserError, shortened
+from explainmyxray.sources.containers import Container
+from explainmyxray.sources.folder import Folder
+from explainmyxray.sources.zip_archive import ZipArchive
 
 DATA_SETS = {"chest-xray-pneumonia": "paultimothymooney", "sample": "nih-chest-xrays"}  # name: owner
-TIMEOUTS = (
-    10,
-    60,
-)  # seconds to connect, and to wait for the next bytes; the client's first request has none of its own
+DOWNLOAD_GB = {"chest-xray-pneumonia": 2.5, "sample": 4.5}  # about; the films of both are stored twice
+# Seconds to connect, and to wait for the next bytes. The client's first request has no limit of its own.
+TIMEOUTS = (10, 60)
 KEY = (
     "make a token at https://www.kaggle.com/settings/api and put it into the environment as KAGGLE_API_TOKEN or "
     "into ~/.kaggle/access_token (a legacy kaggle.json in ~/.kaggle or KAGGLE_CONFIG_DIR works too)"
@@ -30,24 +31,49 @@ def page(name: str) -> str:
     return f"https://www.kaggle.com/datasets/{DATA_SETS[name]}/{name}"
 
 
-def archive(name: str, folder: Path) -> Path:
-    """The path of the archive of the data set `name` in `folder`; it is downloaded where it is missing.
+def find_data_set(name: str, archives: Path) -> Container | None:
+    """The data set in the folder `archives`, or None where it is not there.
 
-    What a broken download has got stays in `folder/incomplete`, and the next one goes on from there. Raises UserError.
+    Looked for in this order: a zip file as Kaggle serves it, a folder as a Kaggle notebook mounts it, and the same as it
+    mounts it since August 2026. An empty folder counts as none.
     """
-    path = folder / f"{name}.zip"
-    if not path.exists():
-        part = folder / "incomplete" / path.name
+    zip_file = archives / f"{name}.zip"
+    if zip_file.exists():
+        return ZipArchive(zip_file)
+    for path in (archives / name, archives / "datasets" / DATA_SETS[name] / name):
+        folder = Folder(path)
+        if path.is_dir() and not folder.is_empty():
+            return folder
+    return None
+
+
+def get_data_set(name: str, archives: Path) -> Container:
+    """The data set in the folder `archives`, downloaded as a zip file where it is missing.
+
+    What a broken download has got stays in `archives/incomplete`, and the next one goes on from there. Raises UserError.
+    """
+    return find_data_set(name, archives) or _download_checked(name, archives)
+
+
+def _download_checked(name: str, archives: Path) -> ZipArchive:
+    path = archives / f"{name}.zip"
+    by_hand = f"or download {page(name)} in a browser and put it at {path}"
+    part = archives / "incomplete" / path.name
+    try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        by_hand = f"or download {page(name)} in a browser and put it at {path}"
-        try:
-            _download(name, part, by_hand)
-            _check(part, f"run again, {by_hand}")
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(OSError):  # not empty: part of a download lies there
-                part.parent.rmdir()
-    return path
+    except OSError as error:
+        raise UserError(
+            f"{name} is not in {archives}, and cannot be downloaded to it ({error.strerror}): "
+            "set data.archives to a folder that can be written to, or attach the data set"
+        ) from None
+    try:
+        _download(name, part, by_hand)
+        _check(part, f"run again, {by_hand}")
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: part of a download lies there
+            part.parent.rmdir()
+    return ZipArchive(path)
 
 
 def _download(name: str, part: Path, by_hand: str) -> None:
@@ -59,18 +85,14 @@ def _download(name: str, part: Path, by_hand: str) -> None:
             f"Kaggle answered {error.response.status_code} for {name}: {advice}, {by_hand}"
         ) from None
     except requests.RequestException as error:
-        got = (
-            f"; the {part.stat().st_size:,} bytes so far are kept, run again to go on"
-            if part.exists()
-            else ""
-        )
+        got = ""
+        if part.exists():
+            got = f"; the {part.stat().st_size:,} bytes so far are kept, run again to go on"
         raise UserError(
             f"no connection to Kaggle for {name} ({type(error).__name__}){got}: "
             f"check the network and run again, {by_hand}"
         ) from None
-    except (
-        ValueError
-    ):  # the client's word for a size that is not the announced one: an error page may be in it
+    except ValueError:  # the size is not the one announced: an error page may be in it
         _discard(part)
         raise UserError(
             f"the download of {name} was not what Kaggle announced and was discarded: run again, {by_hand}"
@@ -80,20 +102,22 @@ def _download(name: str, part: Path, by_hand: str) -> None:
 def _check(part: Path, advice: str) -> None:
     print(f"checking {part.name}")
     try:
-        problem = (name := first_unreadable(part)) and f"its member {name} is damaged"
+        damaged = ZipArchive(part).first_unreadable()
     except UserError:
         problem = "it is no whole zip archive"
-    if problem:
-        size = part.stat().st_size
-        _discard(part)
-        raise UserError(f"the download of {part.name} ({size:,} bytes) was discarded, {problem}: {advice}")
+    else:
+        if damaged is None:
+            return
+        problem = f"its member {shortened(damaged)} is damaged"
+    size = part.stat().st_size
+    _discard(part)
+    raise UserError(f"the download of {part.name} ({size:,} bytes) was discarded, {problem}: {advice}")
 
 
 def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    part.with_name(part.name + ".kaggle-partial").unlink(
-        missing_ok=True
-    )  # the client's note on what it resumes
+    note = part.with_name(f"{part.name}.kaggle-partial")  # the client's, on what it resumes
+    note.unlink(missing_ok=True)
 
 
 def _advice(response: requests.Response, page: str) -> str:
@@ -117,9 +141,8 @@ def _client():
     requests.head(get_endpoint(get_env()), timeout=TIMEOUTS[0])  # a missing network shows here, at once
     for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its requests, with the key
         os.environ.pop(name, None)
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # importing it logs in, and prints a page of help where it can't
+    # Importing the client logs in, and prints a page of help where it cannot.
+    with contextlib.redirect_stdout(io.StringIO()):
         from kaggle import KaggleApi
         from kagglesdk import KaggleClient
 

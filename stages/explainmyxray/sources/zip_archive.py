@@ -1,46 +1,67 @@
-"""Zip archives whose members are not trusted: nothing is extracted, and sizes are bounded before memory is spent.
-
-A member that cannot be used raises `BadImage` with one of `REASONS`; an archive that cannot be used raises UserError.
-"""
+"""A zip file as a container. Its directory is not trusted: what it says of a member is held against what is unpacked."""
 
 import errno
 import os
-import re
 import stat
 import zipfile
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from explainmyxray.errors import UserError
-from explainmyxray.images.decoding import BROKEN_FILE_ERRORS, MAX_FILE_BYTES, BadImage, decode
-from explainmyxray.sources import Film
+from explainmyxray.images.decoding import BROKEN_FILE_ERRORS, MAX_FILE_BYTES, BadImage
+from explainmyxray.sources.containers import UNSAFE_NAME, Container, Member
 
 MAX_RATIO = 200  # of unpacked to packed size, from 1 MiB on; images hardly shrink, bombs do by 1,000
-BROKEN = (zipfile.BadZipFile, *BROKEN_FILE_ERRORS)
+BROKEN = (zipfile.BadZipFile, MemoryError, *BROKEN_FILE_ERRORS)
 
 
-@dataclass(frozen=True)
-class ArchiveFilm(Film):
-    """A film inside a zip archive, found by its place in the central directory, for names can come twice."""
+class ZipArchive(Container):
+    def members(self) -> list[Member]:
+        listed = _directory(self.path).infolist()
+        return [
+            Member(info.filename, index, info.file_size, refusal(info)) for index, info in enumerate(listed)
+        ]
 
-    archive: str
-    index: int
+    def read(self, member: Member) -> bytes:
+        archive = _directory(self.path)
+        info = archive.infolist()[member.index]
+        reason = refusal(info)
+        if reason:
+            raise BadImage(reason)
+        try:
+            with archive.open(info) as stream:
+                # One byte more than announced: a read() without a size unpacks all there is before it cuts it off.
+                data = stream.read(info.file_size + 1)
+        except OSError as error:
+            if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the file's start
+                raise
+            raise BadImage("unreadable") from None
+        except BROKEN:
+            raise BadImage("unreadable") from None
+        if len(data) != info.file_size:
+            raise BadImage("unreadable")
+        return data
 
-    def read(self) -> Image.Image:
-        return decode(read_member(self.archive, self.index))
+    def checksum(self, member: Member) -> int:
+        return _directory(self.path).infolist()[member.index].CRC
 
+    def stored_bytes(self) -> int:
+        return self.path.stat().st_size
 
-def members(path: str | Path) -> list[zipfile.ZipInfo]:
-    """What the archive's central directory lists. Raises UserError where it is no whole zip file."""
-    return _opened(path).infolist()
+    def first_unreadable(self) -> str | None:
+        """The name of the first member whose bytes fail their checksum; None where all are whole."""
+        for member in self.members():
+            try:
+                self.read(member)
+            except BadImage as bad:
+                if bad.reason == "unreadable":
+                    return member.name
+        return None
 
 
 def refusal(info: zipfile.ZipInfo) -> str | None:
     """Why a member is not even opened, judged by its directory entry; None where it may be."""
-    if re.search(r"(^|/)\.\.(/|$)|^/|[\\:\x00-\x1f]", info.orig_filename):
+    if UNSAFE_NAME.search(info.orig_filename):
         return "unsafe_name"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "symlink"
@@ -55,40 +76,8 @@ def refusal(info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def read_member(path: str | Path, index: int) -> bytes:
-    """The member's bytes, checked against its size and checksum. Raises BadImage."""
-    archive = _opened(path)
-    info = archive.infolist()[index]
-    if reason := refusal(info):
-        raise BadImage(reason)
-    try:
-        with archive.open(info) as stream:
-            data = stream.read(
-                info.file_size + 1
-            )  # a plain read() unpacks more than declared before it cuts it off
-        if len(data) == info.file_size:
-            return data
-        raise BadImage("unreadable")
-    except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the file's start
-            raise
-        raise BadImage("unreadable") from None
-    except BROKEN:
-        raise BadImage("unreadable") from None
-
-
-def first_unreadable(path: str | Path) -> str | None:
-    """The name of the first member whose bytes fail their checksum; None where all are whole."""
-    for index, info in enumerate(members(path)):
-        try:
-            read_member(path, index)
-        except BadImage as bad:
-            if bad.reason == "unreadable":
-                return info.filename
-    return None
-
-
-def _opened(path: str | Path) -> zipfile.ZipFile:
+def _directory(path: Path) -> zipfile.ZipFile:
+    """The opened archive. Raises UserError where it is no whole zip file."""
     try:
         state = os.stat(path)
         return _open(str(path), state.st_ino, state.st_mtime_ns, state.st_size)
@@ -104,8 +93,7 @@ def _opened(path: str | Path) -> zipfile.ZipFile:
     ) from None
 
 
-@lru_cache(
-    maxsize=4
-)  # each process reads a central directory once; the numbers tell a file that was replaced
+# Each process reads an archive's directory once; inode, time and size tell a file that was replaced.
+@lru_cache(maxsize=4)
 def _open(path: str, inode: int, modified: int, size: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
