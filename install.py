@@ -175,19 +175,19 @@ def run_installer(installer: list[str], requirements: list[str], options: list[s
     scratch.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment["TMPDIR"] = str(scratch)
-    process = subprocess.Popen(
+    output = []
+    with subprocess.Popen(
         [*installer, *options, "-r", str(asked)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-    )
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if progress(line):
-            print(" ", progress(line), flush=True)
-    if process.wait():
+    ) as process:
+        for line in process.stdout:
+            output.append(line)
+            if progress(line):
+                print(" ", progress(line), flush=True)
+    if process.returncode:
         print("".join(output[-15:]), file=sys.stderr)
         raise InstallError(
             "the installation broke off, see above; run the same command again once that is mended"
