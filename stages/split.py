@@ -21,7 +21,7 @@ LABEL_COUNTS = "metrics/labels.csv"
 def main() -> None:
     settings = load_settings()
     parts, figures = make_splits(read_table(REPORTS, REPORT_COLUMNS), settings.split, settings.seed)
-    with replacing(SPLITS_FOLDER) as folder:
+    with replacing_folder(SPLITS_FOLDER) as folder:
         for name, part in parts.items():
             write_table(folder / f"{name}.csv", part)
     write_metrics(METRICS, figures)
