@@ -34,7 +34,7 @@ from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype
 from explainmyxray.settings import Model, Settings, load_settings
-from explainmyxray.sources.kaggle_download import DATA_SETS, KEY, page
+from explainmyxray.sources.kaggle_download import DATA_SETS, DOWNLOAD_GB, KEY, find_data_set, page
 from explainmyxray.training import memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
@@ -266,26 +266,40 @@ def download_size(settings: Settings) -> float | None:
 
 
 def data(settings: Settings) -> Iterator[Line]:
-    """The phantoms need nothing; Kaggle's archives lie there, or can be fetched."""
+    """The phantoms need nothing; Kaggle's data sets lie there, as zip files or mounted folders, or can be downloaded."""
     if settings.data.source == "phantom":
         yield GOOD, f"data: {settings.data.phantom.count} phantoms, drawn here"
         return
-    absent = [name for name in DATA_SETS if not (Path(settings.data.archives) / f"{name}.zip").is_file()]
+    archives = Path(settings.data.archives)
+    absent = []
     for name in DATA_SETS:
-        if name not in absent:
-            yield GOOD, f"data: {settings.data.archives}/{name}.zip"
+        found = find_data_set(name, archives)
+        if found is None:
+            absent.append(name)
+        elif found.path.is_dir():
+            yield GOOD, f"data: {found.path}, a folder, read where it lies"
+        else:
+            yield GOOD, f"data: {found.path}, a zip file of {found.stored_bytes() / 1e9:.1f} GB"
     if absent:
-        by_hand = "; ".join(f"{page(name)} goes to {settings.data.archives}/{name}.zip" for name in absent)
-        yield (
-            (
-                NOTE,
-                f"data: {', '.join(absent)} will be downloaded, {'with your key' if has_key() else 'without a key'}",
-            )
-            if kaggle_answers()
-            else (MISSING, f"data: no connection to Kaggle; by hand: {by_hand}")
-        )
-        if not has_key():
-            yield NOTE, f"Kaggle key: none, public data sets need none; should Kaggle ask for one, {KEY}"
+        yield download(absent, archives)
+    if absent and not has_key():
+        yield NOTE, f"Kaggle key: none, public data sets need none; should Kaggle ask for one, {KEY}"
+
+
+def download(names: list[str], archives: Path) -> Line:
+    """Whether the data sets that are missing can be downloaded to the folder `archives`."""
+    size = sum(DOWNLOAD_GB[name] for name in names)
+    place = nearest_folder(archives.absolute())
+    free = shutil.disk_usage(place).free / 1e9
+    if not kaggle_answers():
+        by_hand = "; ".join(f"{page(name)} goes to {archives}/{name}.zip" for name in names)
+        return MISSING, f"data: no connection to Kaggle; by hand: {by_hand}"
+    if not os.access(place, os.W_OK):
+        return MISSING, f"data: {', '.join(names)} cannot be downloaded to {archives}, which is read-only"
+    text = f"data: {', '.join(names)} will be downloaded to {archives}, about {size:g} GB of {free:.0f} free there"
+    if free < size:
+        return MISSING, f"{text}: set data.archives to a folder on a larger disk"
+    return NOTE, f"{text}, {'with your key' if has_key() else 'without a key'}"
 
 
 def has_key() -> bool:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import doctor
 import fetch
 from explainmyxray.errors import UserError
+from explainmyxray.settings import load_settings
 from explainmyxray.sources.folder import Folder
 from kaggle_archives import (
     NIH,
@@ -229,3 +231,19 @@ def read_only(mkdir):
         return mkdir(path, *arguments, **options)
 
     return refuse
+
+
+def test_doctor_says_where_the_data_lie_and_what_a_download_needs(tmp_path, monkeypatch):
+    pneumonia = mount(tmp_path)
+    shutil.rmtree(pneumonia.parent / "sample")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "kaggle_answers", lambda: True)
+    lines = list(doctor.data(load_settings()))
+    assert ("ok", "data: data/archives/chest-xray-pneumonia, a folder, read where it lies") in lines
+    assert any(
+        state == "note" and "sample will be downloaded to data/archives, about 4.5 GB of" in text
+        for state, text in lines
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    state, text = next(line for line in doctor.data(load_settings()) if "downloaded" in line[1])
+    assert state == "MISSING" and "set data.archives to a folder on a larger disk" in text
