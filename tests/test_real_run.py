@@ -146,3 +146,21 @@ def test_an_experiment_is_pushed_and_pulled(executed, repository, tmp_path):
     run("dvc", "exp", "push", "--no-cache", str(server), name, folder=repository)
     run("dvc", "exp", "pull", "--no-cache", "origin", name, folder=clone)
     assert name in run("dvc", "exp", "list", "--all-commits", "--name-only", folder=clone)
+
+
+def test_a_refused_run_is_taken_back_by_the_commands_that_its_error_names(executed, repository):
+    """`dvc exp run -S` leaves the refused value in params.yaml, and DVC removes outputs before it runs a stage."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["dvc", "exp", "run", "-S", "split.train=0.7"],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "add up to 0.9" in line
+    run("bash", "-c", line.partition("come back with: ")[2].rstrip(")"), folder=repository)
+    assert run("git", "status", "--porcelain", "params.yaml", "dvc.lock", "metrics", folder=repository) == ""
+    assert "up to date" in run("dvc", "status", "dvc.yaml", folder=repository)

@@ -1,6 +1,7 @@
 """A person's mistake is one line and exit status 1; anything else is a bug and keeps its traceback."""
 
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ DISK_ERRORS = {
     errno.EPERM: "not permitted: change its permissions, or work in a folder of your own",
     errno.ENAMETOOLONG: "the name is too long for this disk: work in a folder with a shorter path",
 }
+RESTORE = "git checkout HEAD -- params.yaml dvc.lock metrics && dvc checkout --force"
 # Where outputs go: each may lie on a disk of its own.
 OUTPUT_FOLDERS = (".", "data", "metrics", "models", "models/checkpoints")
 
@@ -37,7 +39,14 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
             raise
     else:
         return
-    sys.exit(f"error: {printable(message)}")
+    sys.exit(f"error: {printable(message)}{_how_to_restore()}")
+
+
+def _how_to_restore() -> str:
+    """DVC removes a stage's outputs before it runs the stage: the commands that bring the committed ones back."""
+    if "DVC_STAGE" not in os.environ:
+        return ""
+    return f" (earlier outputs come back with: {RESTORE})"
 
 
 def shortened(value: object) -> str:

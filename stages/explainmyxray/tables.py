@@ -49,7 +49,7 @@ def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:
         with open(path, encoding="utf-8", newline="") as file:
             return parse_table(file, path, columns)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `dvc repro` to make it") from None
+        raise UserError(f"{path} is missing: `dvc checkout` brings it back, `dvc repro` makes it") from None
 
 
 def parse_table(file: TextIO, name: str | Path, columns=COLUMNS) -> pd.DataFrame:
