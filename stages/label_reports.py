@@ -1,7 +1,9 @@
-"""Read the findings out of a table of reports: `python stages/label_reports.py IN.csv --column TEXT --out OUT.csv`.
+"""Read the findings out of a table of reports.
 
-OUT.csv is IN.csv with a column for each of the 14 findings and one for `No Finding`: `present`, `absent`, `uncertain`,
-or blank where the report does not say.
+    python stages/label_reports.py IN.csv --column TEXT --out OUT.csv
+
+OUT.csv is IN.csv with a column for each of the 14 findings and one for `No Finding`: `present`, `absent`,
+`uncertain`, or blank where the report does not say.
 """
 
 import argparse
@@ -11,12 +13,11 @@ import pandas as pd
 
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import label
+from explainmyxray.reports.labeler import label_report
 from explainmyxray.tables import NO_FINDING, write_table
 
 
 def main() -> None:
-    """Label every report of the table named on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,6 +25,8 @@ def main() -> None:
     parser.add_argument("--column", required=True, metavar="TEXT", help="the column that holds the reports")
     parser.add_argument("--out", required=True, type=Path, metavar="OUT.csv", help="the table to write")
     arguments = parser.parse_args()
+    if arguments.out.exists() and arguments.table.exists() and arguments.out.samefile(arguments.table):
+        raise UserError(f"{arguments.out} is the table that is read: name another file with --out")
     labeled = with_labels(read(arguments.table), arguments.column, arguments.table)
     write(labeled, arguments.out)
     counts = (labeled[[*FINDINGS, NO_FINDING]] == "present").sum()
@@ -34,7 +37,7 @@ def main() -> None:
 def read(path: Path) -> pd.DataFrame:
     """The table at `path`, all of it text.
 
-    Raises UserError where it is missing or no table.
+    Raises UserError where it is missing, empty or no table.
     """
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -42,24 +45,26 @@ def read(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is missing: name a CSV file that exists") from None
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty: it needs a header and a row for each report") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV table in UTF-8: {error}") from None
 
 
 def with_labels(table: pd.DataFrame, column: str, path: Path) -> pd.DataFrame:
     """The table of `path` with a column for each finding.
 
-    Raises UserError where it has no such `column` of reports, or has a finding's column already, which may be labels of
-    another hand.
+    Raises UserError where it has no such `column` of reports, or has a finding's column already, which may be
+    labels of another hand.
     """
     if column not in table:
         raise UserError(f"{path} has no column {column}; it has {', '.join(map(str, table.columns))}")
     names = [*FINDINGS, NO_FINDING]
-    if taken := [name for name in names if name in table]:
+    taken = [name for name in names if name in table]
+    if taken:
         raise UserError(f"{path} has a column {', '.join(taken)} already: rename it to keep it, or remove it")
-    labels = pd.DataFrame(
-        [label(text) for text in table[column]], columns=names, index=table.index, dtype=object
-    )
+    rows = [label_report(text) for text in table[column]]
+    labels = pd.DataFrame(rows, columns=names, index=table.index, dtype=object)
     return pd.concat([table, labels.fillna("")], axis=1)
 
 

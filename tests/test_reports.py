@@ -1,4 +1,4 @@
-"""The reports: what the writer says, what the templates refuses, and that the labeler reads back what went in."""
+"""The reports: what the writer writes, which templates are refused, and that the labeler reads them back."""
 
 import csv
 import io
@@ -16,19 +16,20 @@ from ruamel.yaml import YAML
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
-from explainmyxray.reports.templates import CLAIMED, TEMPLATES, load_templates
+from explainmyxray.reports.templates import TEMPLATES, load_templates
+from explainmyxray.reports.wordings import CLAIM_PATTERNS
 from explainmyxray.reports.writer import render_report
 from explainmyxray.tables import COLUMNS, NO_FINDING, read_table, split_labels, write_table
 
 ROOT = Path(__file__).parents[1]
 NIH = ROOT.parent / "shared" / "real" / "nih_sample" / "sample_labels.csv"
-THE_BANK = load_templates()
+TEMPLATES_AS_COMMITTED = load_templates()
 LONGEST_WORDS = 80  # the longest report of seven findings has about 105 Gemma tokens
 
 
-def real_combinations() -> list[frozenset[str]]:
+def nih_combinations() -> list[frozenset[str]]:
     if not NIH.exists():
-        return every_small_combination()[-60:]
+        pytest.skip(f"{NIH} is not here")
     with NIH.open() as file:
         return sorted({split_labels(row["Finding Labels"]) for row in csv.DictReader(file)}, key=sorted)
 
@@ -37,8 +38,12 @@ def every_small_combination() -> list[frozenset[str]]:
     return [frozenset(names) for n in range(4) for names in combinations(FINDINGS, n)]
 
 
+def pairs_and_all() -> list[frozenset[str]]:
+    return [labels for labels in every_small_combination() if len(labels) < 3] + [frozenset(FINDINGS)]
+
+
 def a_report(labels, seed=0, negatives=2) -> str:
-    return render_report(labels, THE_BANK, random.Random(f"{seed}:{sorted(labels)}"), negatives)
+    return render_report(labels, TEMPLATES_AS_COMMITTED, random.Random(f"{seed}:{sorted(labels)}"), negatives)
 
 
 # What the writer says
@@ -48,9 +53,7 @@ def test_one_seed_one_text():
     for labels in every_small_combination()[:120]:
         assert a_report(labels) == a_report(labels) == a_report(sorted(labels, reverse=True))
     assert len({a_report({"Effusion"}, seed) for seed in range(200)}) > 50
-    assert render_report([], THE_BANK, random.Random(1), 2) == render_report(
-        [NO_FINDING], THE_BANK, random.Random(1), 2
-    )
+    assert a_report([]) == render_report([NO_FINDING], TEMPLATES_AS_COMMITTED, random.Random("0:[]"), 2)
 
 
 def test_form():
@@ -58,7 +61,8 @@ def test_form():
         text = a_report(labels)
         assert re.fullmatch(r"Findings: [A-Z].*\. Impression: [A-Z].*\.", text), text
         assert "  " not in text and "\n" not in text and "{" not in text
-        assert not [kind for kind, words in CLAIMED.items() if words.search(text)], text
+        for claim, pattern in CLAIM_PATTERNS.items():
+            assert not pattern.search(text), (claim, text)
 
 
 def test_normal_report():
@@ -71,7 +75,7 @@ def sentences(text: str) -> list[str]:
 
 
 def contradictions(text: str, labels) -> list[str]:
-    """Sentences that deny, or call normal, what `labels` hold or hint at. Spelled out here, apart from the templates."""
+    """Sentences that deny, or call normal, what `labels` hold or hint at, as told without the templates."""
     outside = {"Cardiomegaly", "Effusion", "Hernia", "Pleural_Thickening", "Pneumothorax"}
     never = {
         "heart": {"Cardiomegaly"},
@@ -83,13 +87,18 @@ def contradictions(text: str, labels) -> list[str]:
         "pneumothorax": {"Pneumothorax"},
         "acute": set(FINDINGS),
     }
-    soothing = [each for each in sentences(text) if re.search(r"\b(no|normal|clear)\b", each, re.I)]
-    broken = [word for word, findings in never.items() if findings & set(labels)]
-    return [each for each in soothing for word in broken if word in each.lower()]
+    forbidden = [word for word, findings in never.items() if findings & set(labels)]
+    found = []
+    for sentence in sentences(text):
+        reassuring = re.search(r"\b(no|normal|clear)\b", sentence, re.IGNORECASE)
+        if reassuring and any(word in sentence.lower() for word in forbidden):
+            found.append(sentence)
+    return found
 
 
-def test_never_a_contradiction():
-    for labels in {*every_small_combination(), *real_combinations()}:
+@pytest.mark.parametrize("combinations_of", [every_small_combination, nih_combinations])
+def test_never_a_contradiction(combinations_of):
+    for labels in combinations_of():
         for seed in range(6):
             text = a_report(labels, seed, negatives=4)
             assert not contradictions(text, labels), (sorted(labels), text)
@@ -97,18 +106,17 @@ def test_never_a_contradiction():
 
 @pytest.mark.parametrize("most", [0, 1, 2, 14])
 def test_at_most_so_many_negatives(most):
-    denials = [
-        each
-        for labels in every_small_combination()
-        for each in sentences(a_report(labels, 0, most))
-        if re.match("(There is no|No|No evidence of) ", each) and "acute" not in each
-    ]
+    denials = []
+    for labels in every_small_combination():
+        for sentence in sentences(a_report(labels, 0, most)):
+            if re.match("(There is no|No|No evidence of) ", sentence) and "acute" not in sentence:
+                denials.append(sentence)
     assert bool(denials) == (most > 0)
-    assert all(len(re.split(", or |, | or ", each)) <= max(most, 1) for each in denials)
+    assert all(len(re.split(", or |, | or ", sentence)) <= max(most, 1) for sentence in denials)
 
 
 def test_length():
-    for labels in real_combinations():
+    for labels in nih_combinations():
         assert max(len(a_report(labels, seed).split()) for seed in range(10)) <= LONGEST_WORDS
 
 
@@ -121,39 +129,36 @@ def test_unknown_label():
 
 
 def test_every_wording_reads_back():
-    templates, wrong = THE_BANK, []
+    templates = TEMPLATES_AS_COMMITTED
     for name, finding in templates.findings.items():
-        texts = [*finding.sentences, *(f"Impression: {each}." for each in finding.impression)]
-        wrong += [
-            (name, text, sorted(positive_findings(text)))
-            for text in texts
-            if positive_findings(text) != {name}
-        ]
-    silent = [each for normal in templates.normal.values() for each in normal.sentences]
-    silent += [f"Impression: {each}." for each in templates.no_finding.impression]
-    denied = [each.phrase for each in templates.negatives.phrases.values()]
-    silent += [frame.replace("{negatives}", each) for frame in templates.negatives.frames for each in denied]
-    wrong += [("none", text, sorted(positive_findings(text))) for text in silent if positive_findings(text)]
-    assert not wrong
+        for text in [*finding.sentences, *impressions(finding)]:
+            assert positive_findings(text) == {name}, text
+    normal_texts = impressions(templates.no_finding)
+    for normal in templates.normal.values():
+        normal_texts += normal.sentences
+    for frame in templates.negatives.frames:
+        for negative in templates.negatives.phrases.values():
+            normal_texts.append(frame.replace("{negatives}", negative.phrase))
+    for text in normal_texts:
+        assert not positive_findings(text), text
 
 
-def test_every_combination_reads_back():
-    wrong = []
-    pairs = [labels for labels in every_small_combination() if len(labels) < 3]
-    for labels in {*pairs, *real_combinations(), frozenset(FINDINGS)}:
-        texts = [a_report(labels, seed, negatives=2 + 2 * (seed % 2)) for seed in range(4)]
-        wrong += [
-            (sorted(labels), text, sorted(positive_findings(text)))
-            for text in texts
-            if positive_findings(text) != labels
-        ]
-    assert not wrong[:5]
+def impressions(entry) -> list[str]:
+    return [f"Impression: {phrase}." for phrase in entry.impression]
 
 
-# What the templates refuses
+@pytest.mark.parametrize("combinations_of", [pairs_and_all, nih_combinations])
+def test_every_combination_reads_back(combinations_of):
+    for labels in combinations_of():
+        for seed in range(4):
+            text = a_report(labels, seed, negatives=2 + 2 * (seed % 2))
+            assert positive_findings(text) == labels, text
 
 
-def bank_file(folder: Path, change) -> Path:
+# What the templates refuse
+
+
+def templates_file(folder: Path, change) -> Path:
     """The template file with `change` done to its content."""
     yaml = YAML()
     content = yaml.load(TEMPLATES)
@@ -193,42 +198,41 @@ def bank_file(folder: Path, change) -> Path:
     ("a Pleural Effusion is seen.", "stands at findings.Effusion.sentences too"),
 ])  # fmt: skip
 def test_bad_wording_is_refused_by_name(tmp_path, wording, problem):
-    path = bank_file(
+    path = templates_file(
         tmp_path, lambda templates: templates["findings"]["Effusion"]["sentences"].append(wording)
     )
     with pytest.raises(UserError) as refused:
         load_templates(path)
-    assert str(path) in str(refused.value) and f"findings.Effusion.sentences {wording!r}" in str(
-        refused.value
-    )
-    assert problem in str(refused.value)
+    message = str(refused.value)
+    assert message.startswith(f"{path}: findings.Effusion.sentences") and message.count("\n") == 0
+    assert f": {wording!r} " in message and problem in message
 
 
 @pytest.mark.parametrize("change, problem", [
-    (lambda b: b["findings"].pop("Hernia"), "findings.Hernia is missing"),
-    (lambda b: b["findings"].update(Fracture=b["findings"]["Mass"]), "findings.Fracture is no finding"),
-    (lambda b: b["findings"]["Mass"].update(impresion=["x"]), "findings.Mass.impresion"),
-    (lambda b: b["findings"]["Mass"]["sentences"].pop(), "findings.Mass.sentences: List should have at least 4 items"),
-    (lambda b: b["findings"]["Mass"]["impression"].__setitem__(0, 7), "findings.Mass.impression.0"),
-    (lambda b: b["findings"]["Mass"]["impression"].append("lung mass."), "is a phrase without a full stop"),
-    (lambda b: b["findings"]["Mass"]["pertinent"].append("Hernia"), "findings.Mass.pertinent names Hernia"),
-    (lambda b: b["normal"]["heart"]["unless"].append("Heart"), "normal.heart.unless names Heart"),
-    (lambda b: b["normal"]["heart"]["unless"].remove("Cardiomegaly"), "names another finding: Cardiomegaly"),
-    (lambda b: b["negatives"]["phrases"]["Edema"].update(phrase="pleural effusion"), "names another finding: Effusion"),
-    (lambda b: b["negatives"]["frames"].append("Nothing is seen."), "'Nothing is seen.' holds one {negatives}"),
-    (lambda b: b["urgency"].remove("Mass"), "urgency does not name each finding once"),
-    (lambda b: b["no_finding"]["impression"].append("no pneumothorax"), "names another finding: Pneumothorax"),
-    (lambda b: b.pop("normal"), "normal: Field required"),
+    (lambda t: t["findings"].pop("Hernia"), "findings.Hernia is missing"),
+    (lambda t: t["findings"].update(Fracture=t["findings"]["Mass"]), "findings.Fracture is no finding"),
+    (lambda t: t["findings"]["Mass"].update(impresion=["x"]), "findings.Mass.impresion"),
+    (lambda t: t["findings"]["Mass"]["sentences"].pop(), "Mass.sentences: List should have at least 4"),
+    (lambda t: t["findings"]["Mass"]["impression"].__setitem__(0, 7), "findings.Mass.impression.0"),
+    (lambda t: t["findings"]["Mass"]["impression"].append("lung mass."), "is a phrase without a full stop"),
+    (lambda t: t["findings"]["Mass"]["pertinent"].append("Hernia"), "findings.Mass.pertinent names Hernia"),
+    (lambda t: t["normal"]["heart"]["unless"].append("Heart"), "normal.heart.unless names Heart"),
+    (lambda t: t["normal"]["heart"]["unless"].remove("Cardiomegaly"), "names another finding: Cardiomegaly"),
+    (lambda t: t["negatives"]["phrases"]["Edema"].update(phrase="pleural effusion"), "finding: Effusion"),
+    (lambda t: t["negatives"]["frames"].append("Nothing is seen."), "'Nothing is seen.' holds one {neg"),
+    (lambda t: t["urgency"].remove("Mass"), "urgency does not name each finding once"),
+    (lambda t: t["no_finding"]["impression"].append("no pneumothorax"), "another finding: Pneumothorax"),
+    (lambda t: t.pop("normal"), "normal: Field required"),
 ])  # fmt: skip
 def test_bad_entry_is_refused_by_name(tmp_path, change, problem):
-    path = bank_file(tmp_path, change)
+    path = templates_file(tmp_path, change)
     with pytest.raises(UserError) as refused:
         load_templates(path)
     assert str(path) in str(refused.value) and problem in str(refused.value)
 
 
 def test_a_new_wording_is_enough(tmp_path):
-    path = bank_file(
+    path = templates_file(
         tmp_path,
         lambda templates: templates["findings"]["Effusion"]["sentences"].append("Pleural fluid is noted."),
     )
@@ -239,7 +243,7 @@ def test_a_new_wording_is_enough(tmp_path):
     )
 
 
-def test_a_file_that_is_no_bank(tmp_path):
+def test_a_file_without_templates(tmp_path):
     for content, problem in [
         ("a: [", "is no YAML"),
         ("", "valid dictionary"),
