@@ -1,1 +1,1 @@
-"""The local page: an image dropped on it, beside its report and where the model looked."""
+"""The local page: an X-ray dropped on it, beside its report and where the model looked."""

@@ -57,6 +57,7 @@ def main() -> None:
             _send(answers, False, b"too_much_memory")
         else:
             _send(answers, True, answer)
+        data = film = answer = None  # nothing of a film is kept until the next one
 
 
 def _lower_limit(kind: int, value: int) -> None:
