@@ -4,8 +4,8 @@
     python stages/evaluate.py --score   # score metrics/predictions.csv again, without the model
 
 Reads models/adapter, data/splits and data/images, for the pictures metrics/curves and metrics/labels.csv, too; writes
-metrics/predictions.csv, metrics/eval.json, the few figures of it that compare commits to metrics/headline.json, and the
-pictures.
+metrics/predictions.csv, metrics/known_words.csv (of the training reports), metrics/eval.json, the few figures of it that
+compare commits to metrics/headline.json, and the pictures.
 """
 
 import argparse
@@ -36,11 +36,13 @@ from explainmyxray.reports.templates import load_templates
 from explainmyxray.reports.writer import render_report
 from explainmyxray.runtime import write_runtime
 from explainmyxray.scoring import baselines, evaluation
+from explainmyxray.scoring.malformed import vocabulary
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_metrics, write_table
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 METRICS = Path("metrics")
+PREDICTIONS, KNOWN_WORDS = METRICS / "predictions.csv", METRICS / "known_words.csv"
 CURVES, LABEL_COUNTS = METRICS / "curves/plots/metrics", METRICS / "labels.csv"
 
 
@@ -54,9 +56,13 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings()
     if not options.score:
-        write_table(METRICS / "predictions.csv", predict(settings))
-    predictions = read_table(METRICS / "predictions.csv", evaluation.COLUMNS)
-    scored = evaluation.score(predictions, settings.seed, settings.evaluate.bootstrap_samples)
+        write_table(PREDICTIONS, predict(settings))
+        # Beside the predictions, so that they can be scored again in a clone that has no data.
+        train = read_table(SPLITS / "train.csv", REPORT_COLUMNS)
+        write_table(KNOWN_WORDS, pd.DataFrame({"word": vocabulary(train["report"])}))
+    predictions = read_table(PREDICTIONS, evaluation.COLUMNS)
+    known_words = read_table(KNOWN_WORDS, ("word",))["word"]
+    scored = evaluation.score(predictions, known_words, settings.seed, settings.evaluate.bootstrap_samples)
     write_metrics(METRICS / "eval.json", scored.metrics)
     write_metrics(METRICS / "headline.json", evaluation.headline(scored.metrics))
     print(summary(scored.metrics), flush=True)
@@ -144,12 +150,15 @@ def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settin
 
 def summary(metrics: dict) -> str:
     """The headline figures of the model and of what it is measured against."""
-    lines = [f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}"]
+    lines = [
+        f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}{'malformed':>11}"
+    ]
     for name, figures in {"model": metrics, **metrics["baselines"]}.items():
         findings = figures["findings"]
         lines.append(
             f"{name:<11}{figures['bleu']:>7.2f}{figures['rougeL']:>9.3f}{findings['micro_f1']:>10.3f}"
             f"{findings['macro_f1']:>10.3f}{findings['exact_match']:>8.3f}{figures['distinct_reports']:>10}"
+            f"{figures['malformed_reports']['any']:>11}"
         )
     return "\n".join(lines)
 

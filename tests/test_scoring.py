@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.scoring import bleu, evaluation, finding_scores, intervals, rouge
+from explainmyxray.scoring import bleu, evaluation, finding_scores, intervals, malformed, rouge
 from explainmyxray.scoring.sufficient_statistics import (
     metrics_from_statistics,
     sufficient_statistics,
@@ -30,6 +30,7 @@ REPORTS = [
     'A nodule isn\'t seen & the costophrenic angles are sharp; follow-up "as needed".',
     "",
 ]
+WORDS = malformed.vocabulary(["There is, we see nothing and " + " ".join(FINDINGS)])
 SETS = st.lists(st.frozensets(st.sampled_from(FINDINGS), max_size=5), min_size=12, max_size=12)
 
 
@@ -207,7 +208,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 @pytest.fixture(scope="module")
 def scored():
     frame = table(120)
-    return frame, evaluation.score(frame, seed=42, bootstrap_samples=200, labeler=names_in)
+    return frame, evaluation.score(frame, WORDS, seed=42, bootstrap_samples=200, labeler=names_in)
 
 
 def test_eval_json_is_what_the_design_says(scored):
@@ -256,23 +257,22 @@ def test_slices_add_up_and_say_when_they_are_too_small(scored):
     assert set(slices["view"]) == {"PA", "AP"}  # unknown ones are in no slice
     for part in slices["view"].values():
         assert part["too_small"] == (part["n"] < 30)
-    alone = evaluation.score(frame[frame["view"] == "PA"], 42, 10, labeler=names_in).metrics
+    alone = evaluation.score(frame[frame["view"] == "PA"], WORDS, 42, 10, labeler=names_in).metrics
     assert slices["view"]["PA"]["micro_f1"] == pytest.approx(alone["findings"]["micro_f1"])
     assert "micro_f1" not in slices["findings"]["none"] and slices["findings"]["none"]["exact_match"] > 0
 
 
 def test_scoring_again_or_in_another_order_gives_the_same_metrics(scored):
     frame, result = scored
-    again = evaluation.score(
-        frame.sample(frac=1, random_state=1).reset_index(drop=True), 42, 200, labeler=names_in
-    )
+    shuffled = frame.sample(frac=1, random_state=1).reset_index(drop=True)
+    again = evaluation.score(shuffled, WORDS, 42, 200, labeler=names_in)
     assert rounded(again.metrics) == rounded(result.metrics)
 
 
 def test_a_perfect_model_and_a_silent_one():
     frame = table(40)
     frame["generated"], frame["majority"] = frame["report"], ""
-    metrics = evaluation.score(frame, 42, 50, labeler=names_in).metrics
+    metrics = evaluation.score(frame, WORDS, 42, 50, labeler=names_in).metrics
     assert metrics["bleu"] == pytest.approx(100) and metrics["rougeL"] == 1
     assert metrics["findings"]["macro_f1"] == metrics["findings"]["exact_match"] == 1
     silent = metrics["baselines"]["majority"]
@@ -290,11 +290,54 @@ def test_order_goes_from_the_best_report_to_the_worst(scored):
 def test_repetition_is_counted():
     frame = table(10)
     frame["generated"] = ["The lungs are clear. The LUNGS are clear.", *["The lungs are clear."] * 9]
-    metrics = evaluation.score(frame, 42, 10, labeler=names_in).metrics
+    metrics = evaluation.score(frame, WORDS, 42, 10, labeler=names_in).metrics
     assert metrics["repetitive_reports"] == 1 and metrics["distinct_reports"] == 2
 
 
 def test_the_labeler_reads_the_reports_unless_told_otherwise():
     frame = table(6)
     frame["labels"], frame["generated"] = "Pneumothorax", "There is a pneumothorax. No pleural effusion."
-    assert evaluation.score(frame, 42, 10).predicted == [frozenset({"Pneumothorax"})] * 6
+    assert evaluation.score(frame, WORDS, 42, 10).predicted == [frozenset({"Pneumothorax"})] * 6
+
+
+# --- malformed reports ---
+
+REFERENCE = "Findings: A mass is seen. Impression: Mass."
+KNOWN = frozenset(malformed.vocabulary([REFERENCE, "There is no pneumothorax."]))
+
+
+@pytest.mark.parametrize(
+    "text, defects",
+    [
+        ("Findings: No mass is seen. Impression: No mass.", set()),
+        ("FINDINGS: no mass. IMPRESSION: 1. no mass.", set()),
+        ("Findings: A mass<loc0597> is seen. Impression: Mass.", {"non_word"}),
+        ("Findings: A mass is seen.", {"no_impression"}),
+        ("Findings: A mass is seen. Impression:", {"no_impression", "cut_off"}),
+        ("Findings: A mass is seen. Impression: Mass is", {"cut_off"}),
+        ("Findings: A massatedated is seen. Impression: Mass.", {"unknown_word"}),
+        ("", {"no_impression", "cut_off"}),
+    ],
+)
+def test_defects_of_a_malformed_report_are_named(text, defects):
+    assert malformed.defects(text, REFERENCE, KNOWN) == defects
+
+
+def test_what_the_reference_lacks_is_not_asked_of_a_report():
+    assert malformed.defects("No mass", "A mass is seen", KNOWN) == set()
+
+
+def test_malformed_reports_are_counted_for_every_system(scored):
+    frame, _ = scored
+    frame = frame.copy()
+    frame.loc[:2, "generated"] = [
+        "We see <loc0001> nothing .",
+        "We see nonsense .",
+        "We see <seg002> nonsense",
+    ]
+    metrics = evaluation.score(frame, WORDS, 42, 10, labeler=names_in).metrics
+    counts = {"any": 3, "non_word": 2, "no_impression": 0, "cut_off": 1, "unknown_word": 2}
+    assert metrics["malformed_reports"] == counts
+    assert evaluation.headline(metrics)["malformed"] == 3
+    for figures in metrics["baselines"].values():
+        assert figures["malformed_reports"]["any"] == 0

@@ -1,7 +1,7 @@
 """The whole of `metrics/eval.json` from `metrics/predictions.csv`: no model, no image, the same again at any time."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,6 +14,7 @@ from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.scoring import bleu, finding_scores
 from explainmyxray.scoring.finding_scores import Findings
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
+from explainmyxray.scoring.malformed import count_malformed
 from explainmyxray.scoring.subgroups import subgroup_metrics
 from explainmyxray.scoring.sufficient_statistics import (
     Statistics,
@@ -54,9 +55,16 @@ class Evaluation:
 
 
 def score(
-    predictions: pd.DataFrame, seed: int, bootstrap_samples: int, labeler: Labeler = positive_findings
+    predictions: pd.DataFrame,
+    known_words: Iterable[str],
+    seed: int,
+    bootstrap_samples: int,
+    labeler: Labeler = positive_findings,
 ) -> Evaluation:
-    """Score a table with the text `COLUMNS`; `labeler` gives the findings that a text says are there.
+    """Score a table with the text `COLUMNS`.
+
+    `known_words` are those of the training reports (`malformed.vocabulary`); `labeler` gives the findings that a text says
+    are there.
 
     Raises ValueError where `labels` or `labeler` name what is none of the 14 findings.
     """
@@ -77,7 +85,7 @@ def score(
     # 3) The tables behind the pictures.
     confusion = finding_scores.confusion_pairs(true, predicted[MODEL])
     return Evaluation(
-        metrics=_metrics(predictions, statistics, systems),
+        metrics=_metrics(predictions, statistics, systems, frozenset(known_words)),
         findings=_finding_rows(statistics[MODEL]["findings"], weights),
         systems=systems,
         confusion=pd.DataFrame(confusion, columns=["actual", "predicted"]),
@@ -97,12 +105,25 @@ def headline(metrics: dict) -> dict:
         "untuned_f1": baselines["untuned"]["findings"]["micro_f1"],
         "blind_f1": baselines["blind"]["findings"]["micro_f1"],
         "distinct": metrics["distinct_reports"],
+        "malformed": metrics["malformed_reports"]["any"],
     }
 
 
-def _metrics(predictions: pd.DataFrame, statistics: dict[str, Statistics], systems: pd.DataFrame) -> dict:
+def _metrics(
+    predictions: pd.DataFrame,
+    statistics: dict[str, Statistics],
+    systems: pd.DataFrame,
+    known_words: frozenset[str],
+) -> dict:
     of_model = statistics[MODEL]
-    figures = _system_metrics(of_model, predictions[MODEL])
+    by_system = {}
+    for system in SYSTEMS:
+        texts = predictions[system]
+        by_system[system] = {
+            **_system_metrics(statistics[system], texts),
+            "malformed_reports": count_malformed(texts, predictions["report"], known_words),
+        }
+    figures = by_system[MODEL]
     # BLEU once more by the metric itself, which names its settings in a signature.
     metric = evaluate.load(bleu.__file__, keep_in_memory=True)
     texts, references = predictions[MODEL].tolist(), predictions["report"].tolist()
@@ -122,7 +143,7 @@ def _metrics(predictions: pd.DataFrame, statistics: dict[str, Statistics], syste
         **figures,
         "bleu_signature": direct["signature"],
         "ci95": _nested(intervals),
-        "baselines": {name: _system_metrics(statistics[name], predictions[name]) for name in BASELINES},
+        "baselines": {name: by_system[name] for name in BASELINES},
         "slices": subgroup_metrics(predictions, score_subgroup),
     }
 
