@@ -46,11 +46,13 @@ mkdir -p "$system$home"
 git clone -q "$checkout" "$system$home/ExplainMyXray"
 chroot "$system" chown -R "$user" "$home"
 
-# 5) the command, with nothing of this machine's environment
-for folder in proc dev; do
-    mountpoint -q "$system/$folder" || mount --bind "/$folder" "$system/$folder"
-done
-trap 'umount "$system/proc" "$system/dev"' EXIT
-chroot --userspec="$user" "$system" env -i HOME="$home" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
-    ${HTTPS_PROXY:+HTTPS_PROXY="$HTTPS_PROXY"} \
-    bash -c "python3 --version; cd ~/ExplainMyXray && time { $command; }"
+# 5) the command, with nothing of this machine's environment, and with mounts that end with it
+export system user home command
+unshare --mount bash -euo pipefail -c '
+    mount -t proc proc "$system/proc"
+    mount --bind /dev "$system/dev"
+    mount -t tmpfs -o mode=1777 tmpfs "$system/dev/shm"
+    exec chroot --userspec="$user" "$system" env -i HOME="$home" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
+        ${HTTPS_PROXY:+HTTPS_PROXY="$HTTPS_PROXY"} \
+        bash -c "python3 --version; cd ~/ExplainMyXray && time { $command; }"
+'
