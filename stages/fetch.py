@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from explainmyxray import sources, tables
+from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.near_duplicates import first_of_group, perceptual_hash
@@ -46,6 +47,7 @@ class PreparedFilm:
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
     settings = load_settings()
     with replacing_folder("data/images") as folder:
         films, audits = sources.load_source(settings.data, settings.seed)

@@ -6,6 +6,7 @@ what two splits share, and metrics/labels.csv with the label counts for a plot.
 
 import pandas as pd
 
+from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.settings import load_settings
@@ -19,6 +20,7 @@ LABEL_COUNTS = "metrics/labels.csv"
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
     settings = load_settings()
     parts, figures = make_splits(read_table(REPORTS, REPORT_COLUMNS), settings.split, settings.seed)
     with replacing_folder(SPLITS_FOLDER) as folder:

@@ -7,6 +7,7 @@ image more or less changes none.
 
 import random
 
+from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.templates import load_templates
@@ -19,6 +20,7 @@ REPORTS = "data/reports.csv"
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
     settings = load_settings()
     templates = load_templates()
     studies = read_table(STUDIES)

@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the library, not stages/evaluate.py
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # before torch is imported, and for processes that tests start: all of it on the CPU
+)
 
 from explainmyxray import settings  # noqa: E402
 
@@ -90,14 +93,15 @@ def _sections(section: type, prefix: str):
             yield from _sections(field.annotation, f"{prefix}{name}.")
 
 
-def run_stage(name: str) -> None:
+def run_stage(name: str, *arguments: str) -> None:
     """The stage's `main` in this process and the current folder: without the seconds of importing everything anew."""
     spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
     spec.loader.exec_module(module)
     sys.path[:] = path  # evaluate.py moves its folder to the end
-    with recorded_parameters(name):
+    with recorded_parameters(name), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
         module.main()
 
 
@@ -123,7 +127,6 @@ def workspace(small_data, tmp_path, monkeypatch) -> Path:
     shutil.copytree(small_data / "metrics", tmp_path / "metrics")
     write_params(tmp_path, SMALL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stage"])
     return tmp_path
 
 
@@ -136,7 +139,6 @@ def finished(small_data, tmp_path_factory):
     write_params(folder, SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.argv", ["stage"])
         run_stage("train_qlora")
         run_stage("evaluate")
     return folder

@@ -676,12 +676,11 @@ def test_without_a_port_the_first_free_one_is_taken():
 def test_a_port_that_is_taken_and_a_missing_adapter_are_one_line(plain, finished, monkeypatch):
     monkeypatch.chdir(finished)
     for port in (str(urlsplit(plain.address).port), "70000"):
-        monkeypatch.setattr("sys.argv", ["app.py", "--port", port, "--samples", "0"])
         with pytest.raises(UserError, match="cannot listen on 127.0.0.1"):
-            run_stage("app")
+            run_stage("app", "--port", port, "--samples", "0")
     monkeypatch.chdir(finished.parent)
     with pytest.raises(UserError):
-        run_stage("app")
+        run_stage("app", "--samples", "0")
 
 
 @pytest.mark.parametrize("busy", [False, True])

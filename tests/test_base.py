@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import paligemma_3b
-from explainmyxray.model.adapter import add_lora, trainable
+from explainmyxray.model.adapter import add_lora, count_trainable
 from explainmyxray.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +119,6 @@ def test_paligemma_3b_has_the_parameters_that_the_guide_says():
             AutoModelForImageTextToText.from_config(paligemma_3b.shape()),
             load_settings(ROOT / "params.yaml").lora,
         )
-    count, percent = trainable(model)
+    count, percent = count_trainable(model)
     assert count == 6_672_384
     assert round(percent, 4) == 0.2277

@@ -196,8 +196,7 @@ def folder(finished, tmp_path, film, monkeypatch) -> Path:
 
 
 def explain(monkeypatch, capsys, *arguments) -> str:
-    monkeypatch.setattr("sys.argv", ["explain.py", *map(str, arguments), "--samples", "4"])
-    run_stage("explain")
+    run_stage("explain", *map(str, arguments), "--samples", "4")
     return capsys.readouterr().out
 
 

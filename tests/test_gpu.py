@@ -1,7 +1,5 @@
 """A GPU that torch cannot use is never passed over in silence: what each command says, on machines that are faked."""
 
-import sys
-
 import pytest
 import torch
 
@@ -64,9 +62,8 @@ def machine(tmp_path, monkeypatch):
 
 def error_of(command: str, monkeypatch) -> str:
     """What the command ends with in a folder that holds params.yaml alone."""
-    monkeypatch.setattr(sys, "argv", [command, *COMMANDS[command]])
     with pytest.raises(UserError) as caught:
-        run_stage(command)
+        run_stage(command, *COMMANDS[command])
     message = str(caught.value)
     assert "\n" not in message
     return message

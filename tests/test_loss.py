@@ -14,7 +14,7 @@ from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.inputs import TrainingCollator, prompt_length
 from explainmyxray.settings import load_settings
 from explainmyxray.training import loss
-from explainmyxray.training.batches import ReportDataset, fit
+from explainmyxray.training.batches import ReportDataset, truncate_reports
 from explainmyxray.training.loss import report_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 def same(first: dict, second: dict) -> None:
     for name, gradient in first.items():
-        rounding = 1e-4 * gradient.abs().max().item()  # of a float32 sum, relative to its largest entries
+        rounding = 3e-4 * gradient.abs().max().item()  # of a float32 sum, relative to its largest entries
         torch.testing.assert_close(
             gradient, second[name], rtol=1e-4, atol=rounding, msg=lambda text, name=name: f"{name}: {text}"
         )
@@ -151,12 +151,12 @@ def test_labels_hold_the_report_and_its_end(processor, samples):
 def test_a_report_too_long_is_counted_and_keeps_its_end(processor, samples):
     room = 12
     length = prompt_length(processor) + room + 1
-    fitted, tokens = fit(REPORTS, processor, length)
+    fitted, tokens = truncate_reports(REPORTS, processor, length)
     assert [each > room + 1 for each in tokens] == [False, True, False, False] and fitted[0] == REPORTS[0]
     labels = TrainingCollator(processor)([(samples[0][0], fitted[1])])["labels"][0]
     assert labels[-1] == processor.tokenizer.eos_token_id and REPORTS[1].startswith(fitted[1])
     with pytest.raises(UserError, match="model.max_length"):
-        fit(REPORTS, processor, prompt_length(processor))
+        truncate_reports(REPORTS, processor, prompt_length(processor))
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path, processor):

@@ -56,10 +56,10 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
         [(Image.new("L", (224, 224), shade), REPORT) for shade in range(batch)]
     )
     before = prompt_length(processor)
-    estimate = memory.budget(settings, before, inputs["labels"].shape[1] - before)
+    estimate = memory.estimate_step(settings, before, inputs["labels"].shape[1] - before)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     if checkpointing:
-        memory.enable_gradient_checkpointing(model, kept=1)
+        memory.enable_gradient_checkpointing(model, num_stored=1)
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], fused=True
     )
@@ -77,10 +77,10 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch, checkpoin
 
 def test_the_guide_s_step_fits_a_card_of_8_gib(large, fp16):
     """256 image tokens, 128 of prompt and report, batch 4, NF4, checkpointing: an estimate, for want of a GPU."""
-    estimate = memory.budget(large, before=260, report=124)
+    estimate = memory.estimate_step(large, prompt_length=260, report_length=124)
     assert estimate.weights < 2.2 * memory.GIB
-    assert estimate.needed(checkpointing=True) < 7.5 * memory.GIB
-    assert estimate.needed(checkpointing=False) > 7.5 * memory.GIB
+    assert estimate.required(checkpointing=True) < 7.5 * memory.GIB
+    assert estimate.required(checkpointing=False) > 7.5 * memory.GIB
 
 
 def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
@@ -107,15 +107,17 @@ def test_auto_recomputes_what_memory_asks_for_and_no_more(large, fp16, monkeypat
 
 def test_layers_that_are_kept_are_not_recomputed():
     model = add_lora(load_base(TINY.model, TINY.quantization), TINY.lora)
-    memory.enable_gradient_checkpointing(model, kept=3)
-    assert [layer.gradient_checkpointing for layer in memory.layers_of(model)] == [True] * 5 + [False] * 3
+    memory.enable_gradient_checkpointing(model, num_stored=3)
+    assert [layer.gradient_checkpointing for layer in memory.checkpointable_layers(model)] == [True] * 5 + [
+        False
+    ] * 3
 
 
 def test_a_frozen_tower_has_no_part_in_the_backward():
     settings = changed(TINY, "lora", target_modules=LANGUAGE_MODEL)
-    assert [layer.saved for layer in memory.budget(settings, 70, 40).layers][:4] == [0] * 4
+    assert [layer.saved for layer in memory.estimate_step(settings, 70, 40).layers][:4] == [0] * 4
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
-    memory.enable_gradient_checkpointing(model, kept=0)
+    memory.enable_gradient_checkpointing(model, num_stored=0)
     seen = []
     model.get_base_model().model.vision_tower.register_forward_hook(
         lambda module, args, out: seen.append(out.last_hidden_state)

@@ -53,10 +53,9 @@ def test_metrics_and_curves_are_there(finished):
 
 def test_scoring_again_needs_no_model_and_changes_nothing(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    monkeypatch.setattr("sys.argv", ["evaluate.py", "--score"])
     monkeypatch.setattr("explainmyxray.model.base.load_base", None)
     before = Path("metrics/eval.json").read_bytes()
-    run_stage("evaluate")
+    run_stage("evaluate", "--score")
     assert Path("metrics/eval.json").read_bytes() == before
 
 
@@ -97,8 +96,8 @@ def stop_at(monkeypatch, step: int, with_what) -> None:
     """Let the loss of `step` (counted from 1) be whatever `with_what` makes of it."""
     real, calls = trainer.report_loss, iter(range(1, 10_000))
 
-    def loss(model, batch, tokens=None):
-        value = real(model, batch, tokens)
+    def loss(model, batch, num_tokens=None):
+        value = real(model, batch, num_tokens)
         return with_what(value) if model.training and next(calls) == step else value
 
     monkeypatch.setattr(trainer, "report_loss", loss)
@@ -175,10 +174,10 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_old_adapter(work
 def test_a_gradient_that_is_not_finite_stops_at_once(workspace, monkeypatch):
     real = trainer.report_loss
 
-    def loss(model, batch, tokens=None):
+    def loss(model, batch, num_tokens=None):
         weight = next(weight for weight in model.parameters() if weight.requires_grad)
         return (
-            real(model, batch, tokens) + torch.sqrt(weight - weight.detach()).sum()
+            real(model, batch, num_tokens) + torch.sqrt(weight - weight.detach()).sum()
         )  # 0, with the slope of a root at 0
 
     monkeypatch.setattr(trainer, "report_loss", loss)

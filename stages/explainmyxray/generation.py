@@ -9,11 +9,11 @@ from tqdm import tqdm
 from transformers import PaliGemmaProcessor
 
 from explainmyxray import settings
-from explainmyxray.model.base import gpu_memory
+from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.inputs import open_image, prompt_batch
 
 
-@gpu_memory()
+@gpu_memory_errors()
 def generate(
     model,
     processor: PaliGemmaProcessor,
@@ -57,7 +57,7 @@ def generate_texts(
     return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
-@gpu_memory()
+@gpu_memory_errors()
 @torch.inference_mode()
 def image_features(
     model, processor: PaliGemmaProcessor, images: Path, names: Sequence[str], batch_size: int

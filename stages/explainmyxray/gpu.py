@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,3 +152,17 @@ def _torch_s_reason() -> str:
         reason = str(error).partition("\n")[0]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return reason if visible is None else f"{reason}; CUDA_VISIBLE_DEVICES={visible}"
+
+
+@contextmanager
+def gpu_memory_errors() -> Iterator[None]:
+    """Raise UserError, with what to try, where the GPU's memory is full."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 2**30
+        raise UserError(
+            f"the GPU's {total:.0f} GiB are too few: halve train.per_device_train_batch_size and double "
+            "train.gradient_accumulation_steps (or lower evaluate.batch_size), and keep "
+            "quantization.load_in_4bit and train.gradient_checkpointing true"
+        ) from None

@@ -104,6 +104,7 @@ class Train(Section):
     weight_decay: NotNegative
     max_grad_norm: Positive
     num_train_epochs: Positive
+    max_steps: Count | None
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"]
     fp16: bool
     bf16: bool

@@ -82,8 +82,8 @@ def run(folder: Path, options) -> None:
     rows = films(folder, processor, settings)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
     ours = ReportDataset(rows, folder / "prepared", processor, settings.model.max_length)
-    estimate = memory.budget(settings, ours.before, max(ours.tokens))
-    kept, fewest = (estimate.kept(how, memory.free_memory()) for how in ("auto", True))
+    estimate = memory.estimate_step(settings, ours.prompt_length, max(ours.report_lengths))
+    stored, fewest = (estimate.num_stored(how, memory.free_memory()) for how in ("auto", True))
     mine = {"data_collator": TrainingCollator(processor), "train_dataset": ours}
     plain = {
         name: {"data_collator": PlainCollator(processor), "train_dataset": Films(folder / name, rows)}
@@ -91,16 +91,16 @@ def run(folder: Path, options) -> None:
     }
     ways = {
         "plain, films": lambda steps: train(
-            Trainer, model, settings, steps, options, enable_gradient_checkpointing=None, **plain["films"]
+            Trainer, model, settings, steps, options, num_stored=None, **plain["films"]
         ),
         "plain, prepared": lambda steps: train(
-            Trainer, model, settings, steps, options, enable_gradient_checkpointing=None, **plain["prepared"]
+            Trainer, model, settings, steps, options, num_stored=None, **plain["prepared"]
         ),
         "this repository": lambda steps: train(
-            ReportTrainer, model, settings, steps, options, enable_gradient_checkpointing=fewest, **mine
+            ReportTrainer, model, settings, steps, options, num_stored=fewest, **mine
         ),
         "with auto": lambda steps: train(
-            ReportTrainer, model, settings, steps, options, enable_gradient_checkpointing=kept, **mine
+            ReportTrainer, model, settings, steps, options, num_stored=stored, **mine
         ),
     }
     measured = {name: [way(options.steps) for _ in range(1)] for name, way in ways.items()}  # warms up
@@ -121,7 +121,7 @@ def run(folder: Path, options) -> None:
         f"GFLOP/s here, so at most {speed / flops:.0f} images/s"
     )
     print(
-        f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto {estimate.peak(kept) / 2**20:.0f} MiB"
+        f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto {estimate.peak(stored) / 2**20:.0f} MiB"
     )
     if options.profile:
         with profile() as profiler:
@@ -190,15 +190,15 @@ class Clock(TrainerCallback):
 
 
 def train(
-    kind, model, settings: Settings, steps: int, options, enable_gradient_checkpointing: int | None, **data
+    kind, model, settings: Settings, steps: int, options, num_stored: int | None, **data
 ) -> tuple[float, int]:
     """Seconds an image, and the peak of the GPU's memory in bytes (0 on a CPU), of `steps` optimizer steps."""
-    if enable_gradient_checkpointing is None:
+    if num_stored is None:
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )  # as Trainer does
     else:
-        memory.enable_gradient_checkpointing(model, enable_gradient_checkpointing)
+        memory.enable_gradient_checkpointing(model, num_stored)
     t = settings.train
     clock, images = Clock(), t.per_device_train_batch_size * t.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as folder:
@@ -296,8 +296,8 @@ def operations(settings: Settings, data: ReportDataset) -> float:
     config = AutoConfig.from_pretrained(settings.model.id)
     with torch.device("meta"):
         model = PaliGemmaForConditionalGeneration(config)
-    vision, text, report = config.vision_config, config.text_config, max(data.tokens)
-    patches, tokens = (vision.image_size // vision.patch_size) ** 2, data.before + report
+    vision, text, report = config.vision_config, config.text_config, max(data.report_lengths)
+    patches, tokens = (vision.image_size // vision.patch_size) ** 2, data.prompt_length + report
     tower, language = (
         sum(module.weight.numel() for module in part.modules() if isinstance(module, torch.nn.Linear))
         for part in (model.model.vision_tower, model.model.language_model)

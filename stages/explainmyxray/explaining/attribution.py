@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import PaliGemmaProcessor
 
-from explainmyxray.model.base import gpu_memory
+from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.inputs import TrainingCollator
 from explainmyxray.reports.labeler import SENTENCE_END, positive_findings
 from explainmyxray.training.loss import token_losses
@@ -131,7 +131,7 @@ def _tokens_within(offsets: list[Span], spans: list[Span]) -> list[int]:
     return positions
 
 
-@gpu_memory()
+@gpu_memory_errors()
 @torch.inference_mode()
 def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int) -> dict[str, np.ndarray]:
     """For each name (rows, columns): the fall of its tokens' log-probability without a patch; `batch` holds one report."""
@@ -159,7 +159,7 @@ def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int
     return maps
 
 
-@gpu_memory()
+@gpu_memory_errors()
 def saliency(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """For each name (rows, columns): mean absolute SmoothGrad of its tokens' log-probability over a patch's pixels."""
     pixels = batch["pixel_values"]

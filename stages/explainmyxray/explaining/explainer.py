@@ -9,9 +9,9 @@ from PIL import Image
 from explainmyxray import settings
 from explainmyxray.explaining.confidence import finding_probabilities, token_probability
 from explainmyxray.generation import generate_batch
+from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
-from explainmyxray.model.base import gpu_memory
 from explainmyxray.out_of_distribution import ImageDistribution
 from explainmyxray.reports.labeler import positive_findings
 
@@ -80,7 +80,7 @@ class Explainer:
         """A film as the model takes it: a square of its side."""
         return film.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
-    @gpu_memory()
+    @gpu_memory_errors()
     def _explain_batch(self, films: list[Film]) -> list[Explanation]:
         # One batch writes the reports of all films that can be used; the others keep their place in the order.
         images = [film.image for film in films if not film.problem]

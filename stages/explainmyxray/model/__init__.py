@@ -1,7 +1,6 @@
-"""Base, adapter, batches, loss, training, generation; this room knows no finding."""
+"""The base model, its adapter, 4-bit weights, and what goes into the model; this room knows no finding."""
 
 import logging
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-    logging.ERROR
-)  # it warns at import of a kernel that is not used
+# bitsandbytes warns when it is imported of a CPU kernel that is not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

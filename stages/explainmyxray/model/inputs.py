@@ -8,8 +8,8 @@ from transformers import PaliGemmaProcessor
 
 from explainmyxray.errors import UserError
 
-PROMPT = "describe en"  # PaliGemma's own prompt for long captions; an adapter knows only the prompt it was tuned with
-IGNORE_INDEX = -100
+PROMPT = "describe en"  # PaliGemma's own prompt for captions; an adapter knows only the one it was tuned with
+IGNORE_INDEX = -100  # the label of a position without loss, as in transformers
 
 
 def prompt_text() -> str:
@@ -19,9 +19,8 @@ def prompt_text() -> str:
 
 def prompt_length(processor: PaliGemmaProcessor) -> int:
     """Tokens before the report: image, <bos>, prompt and line break."""
-    return processor.image_seq_length + len(
-        processor.tokenizer(f"<bos>{PROMPT}\n", add_special_tokens=False).input_ids
-    )
+    text = processor.tokenizer(f"<bos>{PROMPT}\n", add_special_tokens=False)
+    return processor.image_seq_length + len(text.input_ids)
 
 
 def open_image(images: Path, name: str) -> Image.Image:
@@ -44,15 +43,15 @@ class TrainingCollator:
 
     def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
         images, reports = zip(*samples)
-        return dict(
-            self.processor(
-                images=list(images),
-                text=[prompt_text()] * len(images),
-                suffix=list(reports),
-                padding="longest",
-                return_tensors="pt",
-            )
+        # `suffix` makes the processor return labels, and token_type_ids, without which the prompt would be causal.
+        batch = self.processor(
+            images=list(images),
+            text=[prompt_text()] * len(images),
+            suffix=list(reports),
+            padding="longest",
+            return_tensors="pt",
         )
+        return dict(batch)
 
 
 def prompt_batch(images: list[Image.Image], processor: PaliGemmaProcessor) -> dict[str, torch.Tensor]:

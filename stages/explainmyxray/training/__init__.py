@@ -1,1 +1,1 @@
-"""Tuning the adapter: batches, loss, memory, trainer, checkpoints; this room knows no finding."""
+"""Tuning the adapter: batches, loss, memory, trainer, checkpoints, processes; this room knows no finding."""

@@ -1,4 +1,4 @@
-"""From rows of a split to batches: prepared images, one prompt, and the report as what is to be learnt."""
+"""From rows of a split to samples: a prepared image, augmented, and its report, cut to what fits."""
 
 from pathlib import Path
 
@@ -19,9 +19,15 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.model.inputs import open_image, prompt_length
 
+MIN_REPORT_LENGTH = 8  # tokens: fewer hold no sentence
+
 
 class ReportDataset(Dataset):
-    """Image and report of each row. Augmentation depends on seed, epoch and row alone, so that a resumed run sees the same."""
+    """Image and report of each row.
+
+    Augmentation depends on seed, epoch and row alone, so that a resumed run sees the same images. `report_lengths` counts
+    each report's tokens, <eos> among them, before any cut; `max_report_length` is what fits beside the prompt.
+    """
 
     def __init__(
         self,
@@ -32,24 +38,28 @@ class ReportDataset(Dataset):
         augment: settings.Augment | None = None,
         seed: int = 0,
     ):
-        self.names, self.images, self.seed, self.epoch = list(rows["image"]), images, seed, 0
-        self.reports, self.tokens = fit(list(rows["report"]), processor, max_length)
-        self.before = prompt_length(processor)
-        self.room = max_length - self.before
-        self.longest, self.cut = self.before + max(self.tokens), sum(each > self.room for each in self.tokens)
+        self.images = images
+        self.image_names = list(rows["image"])
         self.augment = augmentation(augment) if augment else None
+        self.seed = seed
+        self.epoch = 0
+        self.reports, self.report_lengths = truncate_reports(list(rows["report"]), processor, max_length)
+        self.prompt_length = prompt_length(processor)
+        self.max_report_length = max_length - self.prompt_length
+        self.longest_sequence = self.prompt_length + max(self.report_lengths)
+        self.num_truncated = sum(length > self.max_report_length for length in self.report_lengths)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.image_names)
 
     def __getitem__(self, row: int) -> tuple[Image.Image, str]:
-        image = open_image(self.images, self.names[row])
+        image = open_image(self.images, self.image_names[row])
         if self.augment:
+            # torchvision draws from torch's global generator: seed it for this sample, and restore it afterwards.
+            # The hash of a tuple of integers is the same in every process and on every machine.
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(
-                    hash((self.seed, self.epoch, row))
-                )  # of integers: the same everywhere
-                image = self.augment(image)  # of greyscale, a third of the work
+                torch.default_generator.manual_seed(hash((self.seed, self.epoch, row)))
+                image = self.augment(image)  # in greyscale: a third of the work
         return image, self.reports[row]
 
 
@@ -64,21 +74,24 @@ def augmentation(augment: settings.Augment) -> Compose:
     )
 
 
-def fit(reports: list[str], processor: PaliGemmaProcessor, max_length: int) -> tuple[list[str], list[int]]:
-    """Reports that fit `max_length` tokens with image, prompt and <eos>, and the tokens of each with <eos> before any cut.
+def truncate_reports(
+    reports: list[str], processor: PaliGemmaProcessor, max_length: int
+) -> tuple[list[str], list[int]]:
+    """Reports that fit `max_length` tokens with image, prompt and <eos>; and each one's tokens with <eos> before any cut.
 
     A cut report keeps its <eos>, which the processor adds after it: plain truncation would drop it, and the model would
     never learn to stop. Raises UserError where not even a few words fit.
     """
     before = prompt_length(processor)
-    room = max_length - before - 1
-    if room < 8:
+    longest = max_length - before - 1  # without <eos>
+    if longest < MIN_REPORT_LENGTH:
         raise UserError(
-            f"model.max_length {max_length} leaves {max(room, 0)} tokens for a report: image and prompt take {before}"
+            f"model.max_length {max_length} leaves {max(longest, 0)} tokens for a report: "
+            f"image and prompt take {before}"
         )
-    tokens = processor.tokenizer(reports, add_special_tokens=False).input_ids
-    fitted = [
-        processor.tokenizer.decode(each[:room]) if len(each) > room else report
-        for report, each in zip(reports, tokens)
-    ]
-    return fitted, [len(each) + 1 for each in tokens]
+    truncated, lengths = [], []
+    for report, tokens in zip(reports, processor.tokenizer(reports, add_special_tokens=False).input_ids):
+        fits = len(tokens) <= longest
+        truncated.append(report if fits else processor.tokenizer.decode(tokens[:longest]))
+        lengths.append(len(tokens) + 1)
+    return truncated, lengths

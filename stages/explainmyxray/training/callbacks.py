@@ -1,4 +1,4 @@
-"""What happens beside the training loop: saving the best, curves, and a line of progress."""
+"""What happens beside the training loop: saving the best, the last log entry, curves, and a line of progress."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from dvclive import Live
 from transformers import TrainerCallback
 
 
-class SaveBest(TrainerCallback):
+class SaveBestCallback(TrainerCallback):
     """Save a checkpoint whenever validation is the best so far: Trainer can only reload at the end what was saved."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
@@ -15,8 +15,16 @@ class SaveBest(TrainerCallback):
             control.should_save = True
 
 
+class LogLastStepCallback(TrainerCallback):
+    """Log the loss of the steps since the last entry at the end, too: a short run would have none otherwise."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class SetEpochCallback(TrainerCallback):
-    """Tell the data set which epoch it is in, on which its augmentation depends; also after resuming in the middle of one."""
+    """Tell the dataset which epoch it is in, on which its augmentation depends; also after resuming within one."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -32,13 +40,11 @@ class DVCLiveCallback(TrainerCallback):
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.live = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.live = (
-            Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
-            if state.is_world_process_zero
-            else None
-        )
+        if state.is_world_process_zero:
+            self.live = Live(str(self.folder), report=None, save_dvc_exp=False, dvcyaml=None)
         for entry in state.log_history:  # of the run that this one goes on from
             self._log(entry)
 
@@ -46,37 +52,38 @@ class DVCLiveCallback(TrainerCallback):
         self._log({**logs, "step": state.global_step})
 
     def _log(self, entry: dict) -> None:
-        found = {name: entry[key] for key, name in self.CURVES.items() if key in entry}
-        if self.live and found:
+        metrics = {name: entry[key] for key, name in self.CURVES.items() if key in entry}
+        if self.live and metrics:
             self.live.step = entry["step"]
-            for name, value in found.items():
+            for name, value in metrics.items():
                 self.live.log_metric(name, round(value, 6), timestamp=False)
 
 
-class Progress(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """A line for each log entry: step, loss, learning rate, speed and time left; as readable in a file as in a terminal."""
 
+    def __init__(self):
+        self.started = None
+        self.first_step = 0
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.first_step = time.monotonic(), state.global_step
+        self.started = time.monotonic()
+        self.first_step = state.global_step
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if (
-            not state.is_world_process_zero
-            or not hasattr(self, "start")
-            or state.global_step == self.first_step
-        ):
+        steps = state.global_step - self.first_step
+        if not state.is_world_process_zero or self.started is None or steps == 0:
             return
+        progress = f"step {state.global_step:>5}/{state.max_steps}"
         if "eval_loss" in logs:
-            print(
-                f"step {state.global_step:>5}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}",
-                flush=True,
-            )
+            print(f"{progress}  validation loss {logs['eval_loss']:.4f}", flush=True)
         elif "loss" in logs:
-            per_step = (time.monotonic() - self.start) / (state.global_step - self.first_step)
-            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            left = per_step * (state.max_steps - state.global_step)
+            seconds_per_step = (time.monotonic() - self.started) / steps
+            images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            seconds_left = int(seconds_per_step * (state.max_steps - state.global_step))
             print(
-                f"step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
-                f"{batch / per_step:.1f} images/s  {int(left // 60)}:{int(left % 60):02d} left",
+                f"{progress}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  "
+                f"{images_per_step / seconds_per_step:.1f} images/s  "
+                f"{seconds_left // 60}:{seconds_left % 60:02d} left",
                 flush=True,
             )

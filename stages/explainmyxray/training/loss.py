@@ -1,7 +1,11 @@
-"""The loss: cross-entropy over the report's tokens, from logits of a few of them at a time.
+"""The loss: cross-entropy over the report's tokens, from the logits of a few of them at a time.
 
-PaliGemma's vocabulary has 257,216 entries: logits of a whole batch, with their gradient, would be most of a step's memory.
-The output layer is frozen, so the gradient of a part's states is all that is wanted of its logits, and is taken at once.
+PaliGemma's vocabulary has 257,216 entries: the logits of a whole batch, with their gradient, would be most of a step's
+memory. The output layer is frozen, so that all that is wanted of a chunk's logits is the gradient of its hidden states,
+which is taken before the next chunk's logits are made.
+
+torch's own `linear_cross_entropy` is no slower and holds less memory, but it has no soft cap on the logits, which
+PaliGemma 2 needs, and its gradients differ in the sixth digit (`tests/benchmarks/loss.py`).
 """
 
 from collections.abc import Iterator
@@ -11,76 +15,110 @@ from torch.nn import functional as F
 
 from explainmyxray.model.inputs import IGNORE_INDEX
 
-MAX_CHUNK_LOGITS = 2**25  # of logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with gradient
+MAX_CHUNK_LOGITS = (
+    2**25
+)  # logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with their gradient
+
+# A chunk's gradient is taken before fp16's loss scale is known. At scale 1, fp16 loses what is below 6e-8: the gradient
+# of most logits of a token that the model is sure of. A power of two changes no digit in float32.
+GRADIENT_SCALE = 128
 
 
 def report_loss(
-    model, batch: dict[str, torch.Tensor], tokens: torch.Tensor | int | None = None
+    model, batch: dict[str, torch.Tensor], num_tokens: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Mean cross-entropy of a batch's report tokens; with `tokens`, their sum divided by that number.
+    """Mean cross-entropy of a batch's report tokens; with `num_tokens`, their sum divided by that number.
 
-    `tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal those of one large
-    batch, however ragged the micro-batches are. Equals `model(**batch).loss` for a single batch.
+    `num_tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal those of one
+    large batch, however ragged the micro-batches are. Equals `model(**batch).loss` for a single batch.
     """
-    base, states, told = _before_tokens(model, batch)
-    frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
-    total = ChunkedCrossEntropy.apply(states, told, base) if frozen else _losses(states, told, base).sum()
-    return total / (len(told) if tokens is None else tokens)
+    base, hidden_states, targets = _forward(model, batch)
+    head_is_frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
+    if head_is_frozen:
+        total = ChunkedCrossEntropy.apply(hidden_states, targets, base)
+    else:
+        total = _cross_entropy(hidden_states, targets, base).sum()
+    return total / (len(targets) if num_tokens is None else num_tokens)
 
 
 def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """For each row of a batch the cross-entropy (t,) of its report's t tokens, <eos> among them, each given all before it."""
-    base, states, told = _before_tokens(model, batch)
-    losses = torch.cat([_losses(*part, base) for part in _parts(states, told, base)])
-    return losses.split((batch["labels"] != IGNORE_INDEX).sum(1).tolist())
+    base, hidden_states, targets = _forward(model, batch)
+    chunks = _chunks(hidden_states, targets, base)
+    losses = torch.cat([_cross_entropy(states, tokens, base) for states, tokens in chunks])
+    report_lengths = (batch["labels"] != IGNORE_INDEX).sum(1)
+    return losses.split(report_lengths.tolist())
 
 
-def _before_tokens(
-    model, batch: dict[str, torch.Tensor]
-) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """The base, the last hidden state before each report token (m, hidden), and the token (m,), row after row."""
-    base = getattr(model, "module", model).get_base_model()  # within DistributedDataParallel, too
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    states = []
+def _forward(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The base, the last hidden state (m, hidden) before each report token, and that token (m,), row after row."""
+    # DistributedDataParallel wraps the PEFT model once more.
+    base = getattr(model, "module", model).get_base_model()
+
+    # The output layer would compute logits for image and prompt as well. It is asked for a single position, the least
+    # that it takes, and its inputs are caught on their way. The whole model is called, not the part below the output
+    # layer, for that is the call that DistributedDataParallel and autocast hook into.
+    caught = []
     hook = base.model.register_forward_hook(
-        lambda module, args, output: states.append(output.last_hidden_state)
+        lambda module, args, output: caught.append(output.last_hidden_state)
     )
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
     try:
-        model(**inputs, logits_to_keep=1, use_cache=False)  # as little as the output layer can be asked for
+        model(**inputs, logits_to_keep=1, use_cache=False)
     finally:
         hook.remove()
-    told = batch["labels"][:, 1:]  # each token is told from the position before it
-    return base, states[0][:, :-1][told != IGNORE_INDEX], told[told != IGNORE_INDEX]
+
+    # A token is predicted from the position before it, so the last position predicts none.
+    hidden_states = caught[0][:, :-1]
+    targets = batch["labels"][:, 1:]
+    in_report = targets != IGNORE_INDEX
+    return base, hidden_states[in_report], targets[in_report]
 
 
-def _parts(states: torch.Tensor, told: torch.Tensor, base) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, MAX_CHUNK_LOGITS // base.config.get_text_config().vocab_size)
-    return zip(states.split(rows), told.split(rows))
+def _chunks(
+    hidden_states: torch.Tensor, targets: torch.Tensor, base
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Hidden states and targets, as many at a time as have at most `MAX_CHUNK_LOGITS` logits, and one at least."""
+    size = max(1, MAX_CHUNK_LOGITS // base.config.get_text_config().vocab_size)
+    return zip(hidden_states.split(size), targets.split(size))
 
 
-def _losses(states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
-    """(m,) cross-entropy in float32, from logits as PaliGemma has them, or PaliGemma 2 with its cap."""
-    logits = base.lm_head(states.to(base.lm_head.weight.dtype)).float()
-    if cap := getattr(base.config.get_text_config(), "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return F.cross_entropy(logits, told, reduction="none")
+def _cross_entropy(hidden_states: torch.Tensor, targets: torch.Tensor, base) -> torch.Tensor:
+    """(m,) cross-entropy in float32, from logits as PaliGemma has them, or PaliGemma 2 with its soft cap."""
+    logits = base.lm_head(hidden_states.to(base.lm_head.weight.dtype)).float()
+    soft_cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    if soft_cap:
+        logits = torch.tanh(logits / soft_cap) * soft_cap
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum of the tokens' losses from at most `MAX_CHUNK_LOGITS` logits at a time, and its gradient of the states before them."""
+    """The sum of the targets' cross-entropies, from at most `MAX_CHUNK_LOGITS` logits at a time.
+
+    The forward pass takes the gradient of the hidden states too; the backward pass has only to multiply it.
+    """
 
     @staticmethod
-    def forward(ctx, states: torch.Tensor, told: torch.Tensor, base) -> torch.Tensor:
-        total, gradients, wanted = torch.zeros((), device=states.device), [], ctx.needs_input_grad[0]
-        for part, tokens in _parts(states.detach(), told, base):
-            with torch.set_grad_enabled(wanted):
-                loss = _losses(part.requires_grad_(wanted), tokens, base).sum()
+    def forward(ctx, hidden_states: torch.Tensor, targets: torch.Tensor, base) -> torch.Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        total = torch.zeros((), device=hidden_states.device)
+        gradients = []
+        for states, tokens in _chunks(hidden_states.detach(), targets, base):
+            # Autograd is off inside a Function. It is put on for a graph of this chunk alone, which starts at `states`.
+            with torch.set_grad_enabled(needs_gradient):
+                loss = _cross_entropy(states.requires_grad_(needs_gradient), tokens, base).sum()
+                scaled_loss = GRADIENT_SCALE * loss
             total += loss.detach()
-            gradients += torch.autograd.grad(loss, part) if wanted else ()
-        if wanted:
+
+            # Taking the gradient frees the graph and with it the chunk's logits.
+            if needs_gradient:
+                gradients += torch.autograd.grad(scaled_loss, states)
+        if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
         return total
 
     @staticmethod
-    def backward(ctx, above: torch.Tensor):
-        return ctx.saved_tensors[0] * above, None, None
+    def backward(ctx, output_gradient: torch.Tensor):
+        # The two factors first, in float32: the quotient of an fp16 gradient alone would lose what the scale has kept.
+        (scaled_gradient,) = ctx.saved_tensors
+        return scaled_gradient * (output_gradient / GRADIENT_SCALE), None, None

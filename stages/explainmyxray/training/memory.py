@@ -1,11 +1,11 @@
-"""What a training step needs of memory, counted before any weight is loaded: on the model's own layers, without their data.
+"""What a training step needs of memory, estimated before any weight is loaded; and how many layers to recompute.
 
-What autograd keeps of a layer is what torch says it keeps, asked on the meta device, where tensors have a shape and no
-content. To that come weights, optimizer and logits by arithmetic. Not counted: CUDA's own context (some 0.5 GiB) and
-what the allocator loses between blocks (`SLACK`).
+What autograd saves of a layer is what torch says that it saves, asked on the meta device, where tensors have a shape and
+no content. Weights, optimizer and logits are added by arithmetic. Not counted: CUDA's own context, about 0.5 GiB.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 import torch
@@ -13,24 +13,23 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, PaliGemmaForConditionalGeneration
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from explainmyxray import settings
 from explainmyxray.errors import UserError
+from explainmyxray.hub import hub_errors
 from explainmyxray.model.adapter import add_lora
-from explainmyxray.model.base import compute_dtype, hub_errors
+from explainmyxray.model.base import compute_dtype
+from explainmyxray.settings import Quantization, Settings
 from explainmyxray.training.loss import MAX_CHUNK_LOGITS
 
-SLACK = 1.1
-BLOCK, BLOCKS = (
-    64,
-    256,
-)  # weights that share a constant in bitsandbytes, and constants that share one when quantised
 GIB = 2**30
-LOGIT = 12  # bytes of an entry of the logits at the worst moment: float32 logits, log-softmax, its gradient
+ALLOCATOR_OVERHEAD = 1.1  # what the allocator loses between blocks
+BLOCK_SIZE = 64  # 4-bit weights that share a float32 constant (bitsandbytes)
+NESTED_BLOCK_SIZE = 256  # constants that share one when they are quantised too
+LOGIT_BYTES = 12  # of a logit at the worst moment: float32 logits, log-softmax, its gradient
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Bytes that one layer of the model keeps for its backward: its input where it is recomputed, else `saved`."""
+class LayerMemory:
+    """Bytes that one layer holds for its backward: `input` where it is recomputed, `saved` where it is not."""
 
     input: int
     saved: int
@@ -38,199 +37,242 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Budget:
+class StepMemory:
     """Bytes of a training step, by what they are for."""
 
     weights: int
     adapter: int
     logits: int
     workspace: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerMemory, ...]
 
-    def peak(self, kept: int = 0) -> int:
-        """The most that is held at once with the last `kept` layers not recomputed: their backward comes first and frees them."""
-        recomputed, last = self.layers[: len(self.layers) - kept], self.layers[len(self.layers) - kept :]
-        inputs, saved = sum(layer.input for layer in recomputed), sum(layer.saved for layer in last)
-        again = max((layer.saved for layer in recomputed), default=0)
-        backward = max(3 * layer.largest for layer in self.layers) + self.workspace
-        return (
-            self.weights + self.adapter + inputs + max(saved + max(self.logits, backward), again + backward)
-        )
+    def peak(self, num_stored: int) -> int:
+        """The most that is held at once where all layers but the last `num_stored` are recomputed.
 
-    def needed(self, checkpointing: bool | str) -> float:
-        """The least that a step asks of a device, with or without `checkpointing`."""
-        return SLACK * self.peak(1 if checkpointing else len(self.layers))
-
-    def kept(self, checkpointing: bool | str, free: float) -> int:
-        """How many layers, from the last, keep what their backward needs: all, one, or for `auto` as many as `free` bytes hold.
-
-        The last layer's backward follows its forward at once: to enable_gradient_checkpointing it would win nothing.
+        The backward pass runs from the last layer to the first, so that the last layers' memory is free again before the
+        first layers are recomputed.
         """
+        first_stored = len(self.layers) - num_stored
+        recomputed, stored = self.layers[:first_stored], self.layers[first_stored:]
+
+        # Each recomputed layer's input is held from its forward on: counted for the whole step.
+        inputs = sum(layer.input for layer in recomputed)
+
+        # One layer's backward has at most three gradients as large as its largest tensor under way (of its output, of its
+        # input, and one between), and one weight decoded from 4 bits.
+        backward = 3 * max(layer.largest for layer in self.layers) + self.workspace
+
+        # The worst moment is one of two. Between forward and backward, all stored layers are held, beside the logits or
+        # the first backward that follows them. Later, the largest recomputed layer is held beside its own backward.
+        turning = sum(layer.saved for layer in stored) + max(self.logits, backward)
+        recomputing = max((layer.saved for layer in recomputed), default=0) + backward
+        return self.weights + self.adapter + inputs + max(turning, recomputing)
+
+    def required(self, checkpointing: bool | Literal["auto"]) -> float:
+        """The least that a step asks of a device, with or without gradient checkpointing."""
+        return ALLOCATOR_OVERHEAD * self.peak(1 if checkpointing else len(self.layers))
+
+    def num_stored(self, checkpointing: bool | Literal["auto"], free: float) -> int:
+        """How many layers, from the last, are not recomputed: one, all, or for `auto` as many as `free` bytes hold.
+
+        The last layer's backward follows its forward at once, so that recomputing it would save nothing.
+        """
+        if checkpointing is False:
+            return len(self.layers)
+        num_stored = 1
         if checkpointing == "auto":
-            return max(
-                (count for count in range(1, len(self.layers) + 1) if SLACK * self.peak(count) <= free),
-                default=1,
-            )
-        return 1 if checkpointing else len(self.layers)
+            for count in range(2, len(self.layers) + 1):
+                if ALLOCATOR_OVERHEAD * self.peak(count) <= free:
+                    num_stored = count
+        return num_stored
 
 
-def plan_checkpointing(s: settings.Settings, before: int, report: int) -> int:
-    """How many layers are not to be recomputed. Raises UserError where a step is too large for this device, with what would fit."""
-    found, free = budget(s, before, report), free_memory()
-    needed = found.needed(s.train.gradient_checkpointing)
-    if needed > free:
+def plan_checkpointing(settings: Settings, prompt_length: int, report_length: int) -> int:
+    """How many layers, from the last, are not to be recomputed; prints the estimate.
+
+    Raises UserError where a step is too large for this device, with what would fit.
+    """
+    checkpointing = settings.train.gradient_checkpointing
+    estimate = estimate_step(settings, prompt_length, report_length)
+    free = free_memory()
+    required = estimate.required(checkpointing)
+    if required > free:
         raise UserError(
-            f"a training step needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} are free: "
-            f"{_what_fits(s, before, report, free)}"
+            f"a training step needs about {required / GIB:.1f} GiB and {free / GIB:.1f} are free: "
+            f"{_what_fits(settings, prompt_length, report_length, free)}"
         )
-    kept = found.kept(s.train.gradient_checkpointing, free)
+    num_stored = estimate.num_stored(checkpointing, free)
+    num_layers = len(estimate.layers)
     print(
-        f"a step needs about {SLACK * found.peak(kept) / GIB:.2f} of {free / GIB:.1f} GiB; "
-        f"{len(found.layers) - kept} of {len(found.layers)} layers are recomputed",
+        f"a step needs about {ALLOCATOR_OVERHEAD * estimate.peak(num_stored) / GIB:.2f} of {free / GIB:.1f} GiB; "
+        f"{num_layers - num_stored} of {num_layers} layers are recomputed",
         flush=True,
     )
-    return kept
+    return num_stored
 
 
-def enable_gradient_checkpointing(model, kept: int) -> None:
-    """Gradient checkpointing for all layers of `model` but the last `kept`."""
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    model.get_base_model().disable_input_require_grads()  # or a frozen tower has a backward, for nothing
-    layers = layers_of(model)
-    for layer in layers[len(layers) - kept :]:
-        layer.gradient_checkpointing = False
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: of its GPU, or of the machine's memory."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-
-
-def _what_fits(s: settings.Settings, before: int, report: int, free: int) -> str:
-    four_bit = s.quantization.model_copy(update={"load_in_4bit": True})
-    train, batch = (
-        s.train.model_copy(update={"gradient_checkpointing": True}),
-        s.train.per_device_train_batch_size,
-    )
-    while batch:
-        smaller = s.model_copy(
-            update={
-                "quantization": four_bit,
-                "train": train.model_copy(update={"per_device_train_batch_size": batch}),
-            }
-        )
-        if (needed := budget(smaller, before, report).needed(True)) <= free:
-            steps = s.train.gradient_accumulation_steps * s.train.per_device_train_batch_size // batch
+def _what_fits(settings: Settings, prompt_length: int, report_length: int, free: int) -> str:
+    """The largest batch that fits `free` bytes with 4-bit weights and checkpointing, as the parameters to set."""
+    images = settings.train.gradient_accumulation_steps * settings.train.per_device_train_batch_size
+    four_bit = settings.quantization.model_copy(update={"load_in_4bit": True})
+    batch_size = settings.train.per_device_train_batch_size
+    while batch_size:
+        train = settings.train.model_copy(update={"per_device_train_batch_size": batch_size})
+        smaller = settings.model_copy(update={"quantization": four_bit, "train": train})
+        required = estimate_step(smaller, prompt_length, report_length).required(checkpointing=True)
+        if required <= free:
             return (
-                f"train.per_device_train_batch_size={batch}, train.gradient_accumulation_steps={steps}, "
-                f"train.gradient_checkpointing=auto and quantization.load_in_4bit=true need {needed / GIB:.1f}"
+                f"train.per_device_train_batch_size={batch_size}, "
+                f"train.gradient_accumulation_steps={images // batch_size}, "
+                "train.gradient_checkpointing=auto and quantization.load_in_4bit=true "
+                f"need {required / GIB:.1f}"
             )
-        batch //= 2
+        batch_size //= 2
     return "no setting makes this model fit: take a larger GPU, or a smaller model.id"
 
 
-def budget(s: settings.Settings, before: int, report: int) -> Budget:
-    """What a step of `s` needs where the longest report has `report` tokens, after `before` tokens of image and prompt."""
-    with hub_errors(s.model.id, revision=s.model.revision):
-        config = AutoConfig.from_pretrained(s.model.id, revision=s.model.revision)
-    dtype = compute_dtype(s.quantization)
-    config._attn_implementation = "kept_by_sdpa"
-    with torch.device("meta"):
-        model = add_lora(PaliGemmaForConditionalGeneration(config).to(dtype).requires_grad_(False), s.lora)
-    model.train()
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    batch = s.train.per_device_train_batch_size
-    return Budget(
-        weights=weights(model, s.quantization),
-        adapter=trained
-        * (4 + 4 + (2 if "8bit" in s.train.optim else 8)),  # float32 weights, gradients, Adam's two moments
-        logits=LOGIT * min(batch * report * config.text_config.vocab_size, MAX_CHUNK_LOGITS),
-        workspace=max(
-            linear.weight.numel() for linear in linears if linear is not model.get_output_embeddings()
-        )
-        * dtype.itemsize,
-        layers=tuple(count_layer(layer, batch, before + report, config, dtype) for layer in layers_of(model)),
-    )
+def enable_gradient_checkpointing(model, num_stored: int) -> None:
+    """Gradient checkpointing for all layers of a PEFT `model` but the last `num_stored`."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    # PEFT has every sub-model's input require a gradient: a frozen vision tower would get a backward for nothing.
+    model.get_base_model().disable_input_require_grads()
+    layers = checkpointable_layers(model)
+    for layer in layers[len(layers) - num_stored :]:
+        layer.gradient_checkpointing = False
 
 
-def layers_of(model) -> list[nn.Module]:
+def checkpointable_layers(model) -> list[nn.Module]:
     """The layers of the vision tower, then those of the language model."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-class KeptBySdpa(torch.autograd.Function):
-    """What a memory-efficient attention kernel keeps: queries, keys, values and its output. The meta device has none."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
-        return out
+def free_memory() -> int:
+    """Bytes that this process may still take: of its GPU, or of the machine's memory."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return free
+    return psutil.virtual_memory().available
 
 
-def kept_by_sdpa(module, query, key, value, attention_mask, **kwargs):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
-    return KeptBySdpa.apply(query, key, value).transpose(1, 2), None
+def estimate_step(settings: Settings, prompt_length: int, report_length: int) -> StepMemory:
+    """Memory of a step where the longest report has `report_length` tokens, after `prompt_length` of image and prompt."""
+    with hub_errors(settings.model.id, revision=settings.model.revision):
+        config = AutoConfig.from_pretrained(settings.model.id, revision=settings.model.revision)
+    dtype = compute_dtype(settings.quantization)
 
+    # The whole model with its adapter, without the data.
+    config._attn_implementation = "meta_sdpa"
+    with torch.device("meta"):
+        base = PaliGemmaForConditionalGeneration(config).to(dtype).requires_grad_(False)
+        model = add_lora(base, settings.lora)
+    model.train()
 
-AttentionInterface.register("kept_by_sdpa", kept_by_sdpa)
+    # Adapter: float32 weights and gradients, and Adam's two moments.
+    moment_bytes = 1 if "8bit" in settings.train.optim else 4
+    num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
+    # Workspace: the largest weight that is decoded for a product; the output layer is not in 4 bits.
+    head = model.get_output_embeddings()
+    linear_layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    largest_weight = max(module.weight.numel() for module in linear_layers if module is not head)
 
-def weights(model, quantization: settings.Quantization) -> int:
-    """Bytes of the frozen base: linear layers but the output layer in 4 bits, with their constants."""
-    four_bit = set()
-    if quantization.load_in_4bit:
-        four_bit = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - {
-            id(model.get_output_embeddings().weight)
-        }
-    constant = 1 / BLOCK + 4 / (BLOCK * BLOCKS) if quantization.bnb_4bit_use_double_quant else 4 / BLOCK
-    frozen = [
-        weight for weight in model.parameters() if not weight.requires_grad
-    ]  # each once, the tied ones too
-    return int(
-        sum(
-            weight.numel() * (0.5 + constant if id(weight) in four_bit else weight.itemsize)
-            for weight in frozen
-        )
+    batch_size = settings.train.per_device_train_batch_size
+    num_logits = min(batch_size * report_length * config.text_config.vocab_size, MAX_CHUNK_LOGITS)
+    sequence_length = prompt_length + report_length
+    layers = checkpointable_layers(model)
+    return StepMemory(
+        weights=frozen_bytes(model, settings.quantization),
+        adapter=num_trained * (4 + 4 + 2 * moment_bytes),
+        logits=num_logits * LOGIT_BYTES,
+        workspace=largest_weight * dtype.itemsize,
+        layers=tuple(measure_layer(layer, batch_size, sequence_length, config, dtype) for layer in layers),
     )
 
 
-def count_layer(layer: nn.Module, batch: int, tokens: int, config, dtype: torch.dtype) -> Layer:
+def frozen_bytes(model, quantization: Quantization) -> int:
+    """Bytes of the frozen base: its linear layers, the output layer apart, in 4 bits with their constants."""
+    constant = 4 / BLOCK_SIZE
+    if quantization.bnb_4bit_use_double_quant:  # constants in 8 bits, and theirs in float32
+        constant = 1 / BLOCK_SIZE + 4 / (BLOCK_SIZE * NESTED_BLOCK_SIZE)
+
+    four_bit = set()
+    if quantization.load_in_4bit:
+        four_bit = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+        four_bit.discard(id(model.get_output_embeddings().weight))
+
+    total = 0.0
+    for weight in model.parameters():  # each once: the output layer and the embedding are one
+        if not weight.requires_grad:
+            total += weight.numel() * (0.5 + constant if id(weight) in four_bit else weight.itemsize)
+    return int(total)
+
+
+def measure_layer(
+    layer: nn.Module, batch_size: int, sequence_length: int, config, dtype: torch.dtype
+) -> LayerMemory:
     """Run `layer` on inputs without content and add up what autograd saves, each storage once and no parameter."""
-    vision, text = config.vision_config, config.text_config
-    if hasattr(layer, "layer_norm1"):  # of the vision tower
-        hidden = torch.empty(
-            batch,
-            (vision.image_size // vision.patch_size) ** 2,
-            vision.hidden_size,
-            dtype=dtype,
-            device="meta",
-        )
-        more, in_backward = (
-            {"attention_mask": None},
-            any(weight.requires_grad for weight in layer.parameters()),
-        )
-    else:
-        hidden = torch.empty(batch, tokens, text.hidden_size, dtype=dtype, device="meta")
-        turn = torch.empty(batch, tokens, text.head_dim, dtype=dtype, device="meta")
-        mask = torch.empty(batch, 1, tokens, tokens, dtype=dtype, device="meta")
-        more, in_backward = {"attention_mask": mask, "position_embeddings": (turn, turn)}, True
     layer = layer.to(dtype)  # as autocast has the adapters
-    not_counted = [
-        *layer.parameters(),
-        *layer.buffers(),
-        *(value for value in more.values() if torch.is_tensor(value)),
-    ]
-    storages = {tensor.untyped_storage()._cdata: tensor for tensor in not_counted}
+    if hasattr(layer, "layer_norm1"):  # SigLIP's: of the vision tower
+        # It takes part in the backward only where it holds an adapter, for nothing before it is trained.
+        in_backward = any(weight.requires_grad for weight in layer.parameters())
+        vision = config.vision_config
+        num_patches = (vision.image_size // vision.patch_size) ** 2
+        shape = (batch_size, num_patches, vision.hidden_size)
+        extra_inputs = {"attention_mask": None}
+        extra_tensors = []
+    else:
+        in_backward = True
+        text = config.text_config
+        shape = (batch_size, sequence_length, text.hidden_size)
+        rotation = torch.empty(batch_size, sequence_length, text.head_dim, dtype=dtype, device="meta")
+        mask = torch.empty(batch_size, 1, sequence_length, sequence_length, dtype=dtype, device="meta")
+        extra_inputs = {"attention_mask": mask, "position_embeddings": (rotation, rotation)}
+        extra_tensors = [mask]
+    hidden_states = torch.empty(shape, dtype=dtype, device="meta").requires_grad_(in_backward)
+
+    # Weights and mask are there anyway: their storages count as seen. Tensors are held, for the storage of one that is
+    # freed could come back under the same number.
+    seen = {}
+    for tensor in [*layer.parameters(), *layer.buffers(), *extra_tensors]:
+        seen[tensor.untyped_storage()._cdata] = tensor
     sizes = []
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        if storages.setdefault(tensor.untyped_storage()._cdata, tensor) is tensor:
-            sizes.append(tensor.untyped_storage().nbytes())
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen[storage._cdata] = tensor
+            sizes.append(storage.nbytes())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        layer(hidden.requires_grad_(in_backward), **more)
-    return Layer(hidden.nbytes if in_backward else 0, sum(sizes), max(sizes, default=0))
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        layer(hidden_states, **extra_inputs)
+    return LayerMemory(
+        input=hidden_states.nbytes if in_backward else 0,
+        saved=sum(sizes),
+        largest=max(sizes, default=0),
+    )
+
+
+class MetaSdpa(torch.autograd.Function):
+    """Memory-efficient attention as far as its memory goes: it saves queries, keys, values and its output.
+
+    The meta device has no such kernel; torch's fallback there would save the attention weights.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+
+def meta_sdpa(module, query, key, value, attention_mask, **kwargs):
+    """`MetaSdpa` as transformers calls an attention: with grouped keys and values repeated, as its SDPA path does."""
+    num_groups = query.shape[1] // key.shape[1]
+    if num_groups > 1:
+        key = key.repeat_interleave(num_groups, 1)
+        value = value.repeat_interleave(num_groups, 1)
+    return MetaSdpa.apply(query, key, value).transpose(1, 2), None
+
+
+AttentionInterface.register("meta_sdpa", meta_sdpa)

@@ -3,10 +3,10 @@
 Processes that were started by `accelerate launch` or `torchrun`, on one machine or more, are used as they are.
 """
 
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch import multiprocessing
@@ -14,55 +14,60 @@ from torch import multiprocessing
 from explainmyxray.errors import UserError
 
 
-def run_in_processes(main: Callable[[], None], count: int) -> None:
-    """Run `main`, a module's own function, in `count` processes, and wait for them; the first error ends them all."""
-    if "RANK" in os.environ:
+def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
+    """Run `main`, a module's own function, in so many processes, and wait for them; the first error ends them all.
+
+    Raises UserError where there are GPUs, and fewer than processes.
+    """
+    if "RANK" in os.environ or num_processes == 1:
         return main()
-    os.environ.setdefault(
-        "CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))
-    )  # Trainer takes all that it sees
-    if count == 1:
-        return main()
-    if 0 < torch.cuda.device_count() < count:
-        raise UserError(f"train.num_processes {count}: there are {torch.cuda.device_count()} GPUs")
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < num_processes:
+        raise UserError(f"train.num_processes {num_processes}: there are {num_gpus} GPUs")
+
+    # What torchrun would set.
     os.environ.update(
-        WORLD_SIZE=str(count),
-        LOCAL_WORLD_SIZE=str(count),
+        WORLD_SIZE=str(num_processes),
+        LOCAL_WORLD_SIZE=str(num_processes),
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
+        MASTER_PORT=str(find_free_port()),
     )
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, os.cpu_count() // count))
-    )  # or they fight for the cores
+    # Each process would start a thread for every core.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
     try:
-        multiprocessing.spawn(_one, args=(main, multiprocessing.get_start_method()), nprocs=count)
+        multiprocessing.spawn(
+            _run_process, args=(main, multiprocessing.get_start_method()), nprocs=num_processes
+        )
     except multiprocessing.ProcessRaisedException as error:  # with the traceback of the first that failed
-        if str(error).strip().splitlines()[-1].startswith(f"{UserError.__module__}.UserError: "):
+        last_line = str(error).strip().splitlines()[-1]
+        if last_line.startswith(f"{UserError.__module__}.UserError: "):
             raise UserError(str(error)) from None
         raise
 
 
-def _one(rank: int, main: Callable[[], None], start_method: str) -> None:
-    multiprocessing.set_start_method(
-        start_method, force=True
-    )  # or each loader's process would import everything anew
+def _run_process(rank: int, main: Callable[[], None], start_method: str) -> None:
+    # `spawn` has made itself the start method here: each process of the data loader would import everything anew.
+    multiprocessing.set_start_method(start_method, force=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     main()
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-@contextlib.contextmanager
-def quiet_but_first() -> Iterator[None]:
-    """Only the first process prints."""
-    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(None):
+@contextmanager
+def print_on_main_process() -> Iterator[None]:
+    """Only the main process prints."""
+    if is_main_process():
         yield
+    else:
+        with redirect_stdout(None):
+            yield
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes: the first of all, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0

@@ -5,40 +5,58 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from explainmyxray import settings
 from explainmyxray.errors import UserError
-from explainmyxray.model.base import gpu_memory
+from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.inputs import IGNORE_INDEX, TrainingCollator
+from explainmyxray.settings import Settings, Train
 from explainmyxray.training.batches import ReportDataset
-from explainmyxray.training.callbacks import DVCLiveCallback, Progress, SaveBest, SetEpochCallback
-from explainmyxray.training.checkpoints import find_resumable_checkpoint
+from explainmyxray.training.callbacks import (
+    DVCLiveCallback,
+    LogLastStepCallback,
+    ProgressCallback,
+    SaveBestCallback,
+    SetEpochCallback,
+)
+from explainmyxray.training.checkpoints import agree_on_checkpoint, full_disk_errors
 from explainmyxray.training.loss import report_loss
+
+# What `train` holds for others than TrainingArguments, or under another name there.
+NOT_TRAINER_S = {
+    "num_processes",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "max_steps",
+    "fp16",
+    "bf16",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+}
 
 
 class ReportTrainer(Trainer):
-    """`Trainer` with the report loss, averaged over all report tokens of a step, and a stop where something is not finite."""
+    """`Trainer` with the report loss, averaged over all report tokens of a step, and a stop where a number is not finite."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # report_loss divides by the tokens of the whole step itself
+        # Have Trainer count the tokens of the whole step: report_loss divides by them.
+        self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = report_loss(model, inputs, num_items_in_batch)
         self._stop_unless_finite("loss", loss)
-        return (
-            loss * self.accelerator.num_processes
-        )  # whose gradients are averaged, and the tokens are those of all
+        # DistributedDataParallel averages gradients over the processes, but the tokens are those of all of them.
+        return loss * self.accelerator.num_processes
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        scaler = (
-            self.accelerator.scaler
-        )  # of fp16: it skips a step whose gradients overflow, and lowers its scale
+        # fp16's scaler skips a step whose gradients overflow, and lowers its scale: only at scale 1 is that the end.
+        scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() <= 1:
             self._stop_unless_finite("norm of the gradients", norm)
         return norm
@@ -46,45 +64,54 @@ class ReportTrainer(Trainer):
     def _stop_unless_finite(self, what: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
             raise UserError(
-                f"the {what} is {value.item()} at step {self.state.global_step + 1}: try bfloat16 (train.bf16=true, "
-                "train.fp16=false, quantization.bnb_4bit_compute_dtype=bfloat16) where the GPU has it, or a lower train.learning_rate"
+                f"the {what} is {value.item()} at step {self.state.global_step + 1}: try bfloat16 "
+                "(train.bf16=true, train.fp16=false, quantization.bnb_4bit_compute_dtype=bfloat16) "
+                "where the GPU has it, or a lower train.learning_rate"
             )
 
     @torch.inference_mode()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """The mean loss over all report tokens of the validation split; each process takes its share of the images."""
-        rank, processes, rows = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.eval_dataset,
-        )
+        """The mean loss over all report tokens of `eval_dataset`, or of the trainer's own; each process takes its share.
+
+        Trainer's own method would average over batches. `ignore_keys` names outputs not to gather: none is gathered here.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        share = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
         loader = DataLoader(
-            Subset(rows, range(rank, len(rows), processes)),
+            Subset(dataset, share),
             self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
         self.model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # of losses, and of tokens
         for batch in map(self._prepare_inputs, loader):
-            total += torch.stack(
-                [report_loss(self.model, batch, tokens=1), (batch["labels"] != IGNORE_INDEX).sum()]
-            )
-        loss, tokens = self.accelerator.reduce(total)
+            num_tokens = (batch["labels"] != IGNORE_INDEX).sum()
+            sums += torch.stack([report_loss(self.model, batch, num_tokens=1), num_tokens])
+        loss, num_tokens = self.accelerator.reduce(sums)
         self._stop_unless_finite("validation loss", loss)
-        metrics = {f"{metric_key_prefix}_loss": (loss / tokens).item()}
+        metrics = {f"{metric_key_prefix}_loss": (loss / num_tokens).item()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def datasets(
-    processor, rows: dict, images: Path, s: settings.Settings
+def make_datasets(
+    processor, rows: dict[str, pd.DataFrame], images: Path, settings: Settings
 ) -> tuple[ReportDataset, ReportDataset]:
-    """What to train on, and what to validate on, without augmentation."""
-    training = ReportDataset(rows["train"], images, processor, s.model.max_length, s.augment, s.train.seed)
-    report_cut(training, s.model.max_length)
-    return training, ReportDataset(rows["val"], images, processor, s.model.max_length)
+    """What to train on, and what to validate on, without augmentation; prints how many reports are cut."""
+    max_length = settings.model.max_length
+    training = ReportDataset(
+        rows["train"], images, processor, max_length, settings.augment, settings.train.seed
+    )
+    validation = ReportDataset(rows["val"], images, processor, max_length)
+    if training.num_truncated:
+        print(
+            f"{training.num_truncated} of {len(training)} reports are cut to model.max_length {max_length} "
+            f"(the longest takes {training.longest_sequence} tokens with its image)",
+            flush=True,
+        )
+    return training, validation
 
 
 def train(
@@ -92,142 +119,130 @@ def train(
     processor,
     training: ReportDataset,
     validation: ReportDataset,
-    s: settings.Settings,
+    settings: Settings,
     checkpoints: Path,
     curves: Path,
-) -> dict[str, float]:
+) -> dict:
     """Train `model`'s adapter on `training`, keep the best by `validation`, and return the figures of metrics/train.json.
 
-    Goes on from the last whole checkpoint in `checkpoints`, if there is one. Leaves the best adapter in `model`.
+    Goes on from the latest resumable checkpoint in `checkpoints`, if there is one. Leaves the best adapter in `model`.
     """
     trainer = ReportTrainer(
         model,
-        arguments(s, checkpoints),
+        training_arguments(settings.train, checkpoints),
         data_collator=TrainingCollator(processor),
         train_dataset=training,
         eval_dataset=validation,
         callbacks=[
-            EarlyStoppingCallback(s.train.early_stopping_patience, s.train.early_stopping_threshold),
-            SaveBest(),
+            EarlyStoppingCallback(
+                settings.train.early_stopping_patience, settings.train.early_stopping_threshold
+            ),
+            SaveBestCallback(),
+            LogLastStepCallback(),
             SetEpochCallback(training),
             DVCLiveCallback(curves),
-            Progress(),
+            ProgressCallback(),
         ],
     )
-    trainer.remove_callback(PrinterCallback)  # Progress prints instead
-    with gpu_memory():
-        with trainer.accelerator.main_process_first():  # which puts torn ones away
-            checkpoint = find_resumable_checkpoint(checkpoints, trainer.accelerator.num_processes)
+    trainer.remove_callback(PrinterCallback)  # ProgressCallback prints instead
+    with gpu_memory_errors(), full_disk_errors(checkpoints):
+        checkpoint = agree_on_checkpoint(checkpoints, trainer.accelerator)
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.remove_callback(DVCLiveCallback)  # the next validation is a check, not a point of the curve
-        trainer.remove_callback(Progress)
-        measured = trainer.evaluate()["eval_loss"]
-    check_best(trainer, measured)
-    percentiles = np.percentile(training.tokens, (50, 95), method="higher")
+        # The next validation is a check of what was loaded, not a point of the curve.
+        trainer.remove_callback(DVCLiveCallback)
+        trainer.remove_callback(ProgressCallback)
+        eval_loss = trainer.evaluate()["eval_loss"]
+    check_best(trainer, eval_loss)
+    median, p95 = np.percentile(training.report_lengths, (50, 95), method="higher")
     return {
-        "train_loss": train_loss(trainer),
-        "eval_loss": measured,
+        "train_loss": mean_train_loss(trainer.state),
+        "eval_loss": eval_loss,
         "best_step": best_step(trainer),
         "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch),
-        "longest_sequence": training.longest,
-        "reports_cut": training.cut + validation.cut,
-        "report_tokens": {name: int(count) for name, count in zip(("median", "p95"), percentiles)},
+        "longest_sequence": training.longest_sequence,
+        "reports_cut": training.num_truncated + validation.num_truncated,
+        "report_tokens": {"median": int(median), "p95": int(p95)},
     }
 
 
-def arguments(s: settings.Settings, checkpoints: Path) -> TrainingArguments:
-    """The `train` section in Trainer's own names; precision as far as the device has it."""
+def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
+    """The `train` section in Trainer's own names; precision as far as the device has it; one GPU a process."""
     on_gpu = torch.cuda.is_available()
-    warnings.filterwarnings(
-        "ignore", "This DataLoader will create"
-    )  # the guide's four workers on a two-core Colab
-    chosen = s.train.model_dump(
-        exclude={
-            "num_processes",
-            "gradient_checkpointing",
-            "fp16",
-            "bf16",
-            "early_stopping_patience",
-            "early_stopping_threshold",
-        }
-    )
-    chosen["gradient_accumulation_steps"] = accumulation(s.train)
-    if not on_gpu and (s.train.fp16 or s.train.bf16):
+    if not on_gpu and (train.fp16 or train.bf16):
         print(
             "no GPU: training in float32 on the CPU (train.fp16 and train.bf16 have no meaning here)",
             flush=True,
         )
-    return TrainingArguments(
+    # torch warns where the guide's four workers are more than the cores, as on Colab.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        **chosen,
-        fp16=s.train.fp16 and on_gpu,
-        bf16=s.train.bf16 and on_gpu,
-        per_device_eval_batch_size=s.train.per_device_train_batch_size * 2,
+        **train.model_dump(exclude=NOT_TRAINER_S),
+        max_steps=train.max_steps or -1,
+        gradient_accumulation_steps=accumulation_per_process(train),
+        fp16=train.fp16 and on_gpu,
+        bf16=train.bf16 and on_gpu,
+        use_cpu=not on_gpu,
+        per_device_eval_batch_size=train.per_device_train_batch_size * 2,
         eval_strategy="steps",
         save_strategy="steps",
+        # A divisor of eval_steps, so that no checkpoint falls between two log entries.
+        logging_steps=math.gcd(10, train.eval_steps),
         logging_nan_inf_filter=False,
-        use_cpu=not on_gpu,
-        logging_steps=math.gcd(
-            10, s.train.eval_steps
-        ),  # so that a checkpoint never falls between two log entries
         restore_callback_states_from_checkpoint=True,  # the patience already spent
         remove_unused_columns=False,
         label_names=["labels"],
-        data_seed=s.train.seed,
+        data_seed=train.seed,
         report_to="none",
         disable_tqdm=True,
         log_level="error",
         dataloader_pin_memory=on_gpu,
-        dataloader_prefetch_factor=2 if s.train.dataloader_num_workers else None,
+        dataloader_prefetch_factor=2 if train.dataloader_num_workers else None,
+        # Every adapter weight has a part in the loss: no search for those without, step by step.
+        ddp_find_unused_parameters=False,
     )
+    # With several GPUs in sight of one process, Trainer would spread each batch over them by DataParallel, which the
+    # report loss does not support. CUDA_VISIBLE_DEVICES cannot hide them here: bitsandbytes' import has started CUDA.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
-def accumulation(train: settings.Train) -> int:
+def accumulation_per_process(train: Train) -> int:
     """Micro-batches a process and step: the images of a step are the same, however many processes share them."""
-    processes = PartialState().num_processes
-    steps, left = divmod(train.gradient_accumulation_steps, processes)
-    if left:
+    num_processes = PartialState().num_processes
+    steps, rest = divmod(train.gradient_accumulation_steps, num_processes)
+    if rest:
         raise UserError(
             f"train.gradient_accumulation_steps {train.gradient_accumulation_steps} is no multiple of the "
-            f"{processes} processes that share a step"
+            f"{num_processes} processes that share a step"
         )
     return steps
 
 
-def report_cut(dataset: ReportDataset, max_length: int) -> None:
-    if dataset.cut:
-        print(
-            f"{dataset.cut} of {len(dataset)} reports are cut to model.max_length {max_length} (the longest takes "
-            f"{dataset.longest} tokens with its image)",
-            flush=True,
-        )
-
-
-def train_loss(trainer: Trainer) -> float:
+def mean_train_loss(state: TrainerState) -> float:
     """Mean over all steps, those before a crash too, which Trainer's own figure leaves out."""
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return sum(losses) / len(losses)
+    total, last_step = 0.0, 0
+    for entry in state.log_history:
+        if "loss" in entry:  # the mean of the steps since the entry before
+            total += entry["loss"] * (entry["step"] - last_step)
+            last_step = entry["step"]
+    return total / last_step
 
 
 def best_step(trainer: Trainer) -> int:
     """The step whose adapter is in the model at the end."""
-    state = trainer.state
-    return (
-        state.best_global_step
-        if trainer.args.load_best_model_at_end and state.best_global_step
-        else state.global_step
-    )
+    best = trainer.state.best_global_step
+    return best if best and trainer.args.load_best_model_at_end else trainer.state.global_step
 
 
-def check_best(trainer: Trainer, measured: float) -> None:
-    """The adapter left in the model is the one that was best: its loss, measured again, is the recorded one."""
-    recorded = trainer.state.best_metric
-    if (
-        trainer.args.load_best_model_at_end
-        and recorded is not None
-        and not math.isclose(measured, recorded, rel_tol=1e-3)
-    ):
+def check_best(trainer: Trainer, eval_loss: float) -> None:
+    """Raise RuntimeError unless the loss of the adapter left in the model is the best that was recorded."""
+    best = trainer.state.best_metric
+    if best is None or not trainer.args.load_best_model_at_end:
+        return
+    if not math.isclose(eval_loss, best, rel_tol=1e-3):
         raise RuntimeError(
-            f"the best adapter's validation loss was {recorded:.6f} and is {measured:.6f} after loading it again"
+            f"the best adapter's validation loss was {best:.6f} and is {eval_loss:.6f} after loading it again"
         )
