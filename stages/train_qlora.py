@@ -29,7 +29,7 @@ from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.inputs import PROMPT, open_image
 from explainmyxray.model_card import write_model_card
-from explainmyxray.outputs import replacing
+from explainmyxray.outputs import replacing_folder
 from explainmyxray.runtime import write_runtime
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics
@@ -106,7 +106,7 @@ def save(model, settings: Settings, revision: str | None, rows: dict, figures: d
     }
     training_images = (open_image(IMAGES, name) for name in rows["train"]["image"])
     validation_images = (open_image(IMAGES, name) for name in rows["val"]["image"])
-    with replacing(ADAPTER) as folder:
+    with replacing_folder(ADAPTER) as folder:
         save_adapter(model, folder)
         write_model_card(folder, settings, facts)
         out_of_distribution.fit(training_images, validation_images).save(folder)
