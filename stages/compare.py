@@ -2,8 +2,9 @@
 
     python stages/compare.py main              # main against the working tree
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
+    python stages/compare.py main --fail-if-worse    # exit 1 where a headline figure is worse or a guard is broken
 
-Reads params.yaml and metrics/predictions.csv of both; needs no model. The interval covers the choice of test patients. It
+Reads params.yaml and metrics/predictions.csv of both, the gate metrics/eval.json and metrics/split.json, too; needs no model. The interval covers the choice of test patients. It
 does not cover the luck of one training run: for that, train again with another `train.seed` and see how far the two differ.
 """
 
@@ -16,7 +17,13 @@ sys.path.append(sys.path.pop(0))
 import pandas as pd
 
 from explainmyxray.comparing.comparison import common_images, compare
-from explainmyxray.comparing.revisions import changed_parameters, load_parameters, load_predictions
+from explainmyxray.comparing.gate import broken_guards, worse_figures
+from explainmyxray.comparing.revisions import (
+    changed_parameters,
+    load_metrics,
+    load_parameters,
+    load_predictions,
+)
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.settings import load_settings
 
@@ -33,6 +40,12 @@ def main() -> None:
         "--samples", type=int, default=10_000, help="bootstrap resamples of patients (default: 10000)"
     )
     parser.add_argument("--name", help="what to call REV_A in the table (default: REV_A)")
+    parser.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="exit with 1 where a headline figure is worse by more than chance, the model does no better than blind, most "
+        "reports are the same text, too many are malformed, or the splits leak (thresholds: gate in params.yaml)",
+    )
     options = parser.parse_args()
     if options.samples < 1:
         parser.error("--samples: at least 1")
@@ -47,6 +60,19 @@ def main() -> None:
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
     print(summary_line(figures, *names, images))
     print()
+    failures = []
+    if options.fail_if_worse:
+        failures = worse_figures(figures, settings.gate)
+        failures += broken_guards(
+            all_after,
+            load_metrics("metrics/eval.json", options.after),
+            load_metrics("metrics/split.json", options.after),
+            settings.gate,
+            options.samples,
+            settings.seed,
+        )
+        print(gate_verdict(failures))
+        print()
     print(parameter_table(parameters, *names))
     print()
     print(figure_table(figures, *names))
@@ -58,6 +84,8 @@ def main() -> None:
         print(f"\nThe test sets differ: of {len(all_before)} and {len(all_after)} images these are in both.")
     if not before["report"].equals(after["report"]):
         print("\nThe reference reports differ: BLEU and ROUGE compare their wordings as well as the models.")
+    if failures:
+        sys.exit(1)
 
 
 def summary_line(figures: pd.DataFrame, before: str, after: str, images: str) -> str:
@@ -65,6 +93,13 @@ def summary_line(figures: pd.DataFrame, before: str, after: str, images: str) ->
     moved = figures[~figures["within_noise"]]
     differences = [f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()]
     return f"**More than chance: {', '.join(differences) or 'nothing'}** ({after} against {before}, {images})"
+
+
+def gate_verdict(failures: list[str]) -> str:
+    """Whether the revision may be merged, and each reason why not."""
+    if not failures:
+        return "**Gate: passed**"
+    return "\n".join(["**Gate: failed**", "", *(f"- {failure}" for failure in failures)])
 
 
 def parameter_table(parameters: pd.DataFrame, before: str, after: str) -> str:

@@ -12,14 +12,19 @@ import pytest
 
 from conftest import run_stage, write_params
 from explainmyxray.comparing.comparison import common_images, compare
+from explainmyxray.comparing.gate import broken_guards, worse_figures
 from explainmyxray.comparing.revisions import changed_parameters
 from explainmyxray.errors import UserError
 from explainmyxray.reports import writer
 from explainmyxray.reports.templates import load_templates
 from explainmyxray.scoring import evaluation
+from explainmyxray.settings import Gate
 from explainmyxray.tables import join_labels, write_metrics, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
+GATE = Gate(max_drop=0.0, max_same_text=0.2, max_malformed=0.01)
+WELL_FORMED = {"n": 120, "malformed_reports": {"any": 1}}
+NO_LEAK = {"shared": {"patients": 0, "images": 0}}
 NAMES = ["Cardiomegaly", "Effusion", "Mass", "Nodule"]
 
 
@@ -102,7 +107,8 @@ def repository(tmp_path):
     def put(table, rank):
         write_table(tmp_path / "metrics/predictions.csv", table)
         write_metrics(tmp_path / "metrics/headline.json", {"bleu": rank / 2})
-        write_metrics(tmp_path / "metrics/eval.json", {"rouge1": rank / 20})
+        write_metrics(tmp_path / "metrics/eval.json", {"rouge1": rank / 20} | WELL_FORMED)
+        write_metrics(tmp_path / "metrics/split.json", NO_LEAK)
         write_params(tmp_path, {"lora": {"r": rank}})
 
     run("git", "init", "-q")
@@ -121,6 +127,7 @@ def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
     review = repository(str(ROOT / ".ci/review"), "weak", "main")
     assert review.returncode == 0, review.stderr
     words = " ".join(review.stdout.split())
+    assert "**Gate: passed**" in words
     assert words.startswith("## Against main **More than chance: bleu +")
     assert "(working tree against main, 120 test images of 60 patients)" in words
     assert "| figure | main | working tree | difference | 95 % interval | |" in words
@@ -136,6 +143,52 @@ def test_a_revision_that_is_not_there_is_one_line(repository):
     missing = repository(sys.executable, str(ROOT / "stages/compare.py"), "nosuch")
     assert missing.returncode == 1
     assert len(missing.stderr.strip().splitlines()) == 1 and "nosuch" in missing.stderr
+
+
+def test_a_review_of_a_worse_model_fails_and_says_why(repository):
+    repository("git", "add", ".")
+    repository("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "strong")
+    repository("git", "checkout", "-q", "weak", "--", ".")
+    review = repository(str(ROOT / ".ci/review"), "HEAD", "main")
+    assert review.returncode == 1
+    assert "**Gate: failed**\n\n- bleu is worse by more than chance:" in review.stdout
+    assert "### Headline figures that changed" in review.stdout  # the comment is whole
+
+
+def test_the_gate_lets_pass_what_is_better_or_within_chance():
+    before, same, better = predictions(0.6, 1), predictions(0.6, 2), predictions(0.95, 3)
+    assert worse_figures(compare(before, better, 1000, 0), GATE) == []
+    assert worse_figures(compare(before, same, 1000, 0), GATE) == []
+    worse = compare(better, before, 1000, 0)
+    assert any("findings.micro_f1 is worse" in line for line in worse_figures(worse, GATE))
+    assert worse_figures(worse, GATE.model_copy(update={"max_drop": 0.9})) == []
+    assert not any(line.startswith("F1 ") for line in worse_figures(worse, GATE))  # no headline figures
+
+
+def test_guards_hold_for_a_model_that_looks_at_its_images():
+    good = predictions(0.9, 1).assign(blind=predictions(0.0, 2)[evaluation.MODEL])
+    assert broken_guards(good, WELL_FORMED, NO_LEAK, GATE, 500, 0) == []
+
+
+def test_each_broken_guard_is_named():
+    good = predictions(0.9, 1).assign(blind=predictions(0.0, 2)[evaluation.MODEL])
+    blind = good.assign(blind=good[evaluation.MODEL])
+    (line,) = broken_guards(blind, WELL_FORMED, NO_LEAK, GATE, 500, 0)
+    assert line.startswith("blind is as good as the model")
+
+    one_text = good.copy()
+    one_text.loc[:99, evaluation.MODEL] = "The lungs are clear."
+    lines = broken_guards(one_text, WELL_FORMED, NO_LEAK, GATE, 500, 0)
+    assert any(line.startswith("83% of the reports are the same text") for line in lines)
+
+    malformed = {"n": 120, "malformed_reports": {"any": 2}}
+    lines = broken_guards(good, malformed, NO_LEAK, GATE, 500, 0)
+    assert lines == ["2 of 120 reports are malformed, over 1.0%"]
+
+    leak = {"shared": {"patients": 3, "images": 0}}
+    assert broken_guards(good, WELL_FORMED, leak, GATE, 500, 0) == [
+        "the splits leak: 3 patients in two of them"
+    ]
 
 
 def test_outside_the_root_of_the_repository_is_one_line(repository):

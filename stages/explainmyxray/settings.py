@@ -142,6 +142,12 @@ class Evaluate(Section):
     gallery: Count
 
 
+class Gate(Section):
+    max_drop: NotNegative
+    max_same_text: Share
+    max_malformed: Share
+
+
 class Settings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     data: Data
@@ -153,6 +159,7 @@ class Settings(Section):
     augment: Augment
     train: Train
     evaluate: Evaluate
+    gate: Gate
 
     @model_validator(mode="after")
     def _precision(self):

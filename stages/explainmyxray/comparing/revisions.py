@@ -1,6 +1,7 @@
 """What two revisions hold: their predictions, as DVC keeps them beside the figures, and their parameters."""
 
 import io
+import json
 
 import dvc.api
 import pandas as pd
@@ -23,6 +24,11 @@ def load_predictions(revision: str | None) -> pd.DataFrame:
     """
     text = _read(PREDICTIONS, revision)
     return parse_table(io.StringIO(text), f"{PREDICTIONS} of {_name(revision)}", evaluation.COLUMNS)
+
+
+def load_metrics(path: str, revision: str | None) -> dict:
+    """A metrics file of a revision, of the working tree for None. Raises UserError where there is none."""
+    return json.loads(_read(path, revision))
 
 
 def load_parameters(revision: str | None) -> dict[str, str]:
