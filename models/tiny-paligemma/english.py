@@ -1,4 +1,7 @@
-"""The pretraining text: grounded English about phantoms, put together from `corpus.yaml`."""
+"""The pretraining text: grounded English about phantoms, put together from `corpus.yaml`.
+
+The order of the random choices is part of the text: another order would make other lessons of the same seed.
+"""
 
 import random
 from pathlib import Path
@@ -10,10 +13,11 @@ FINDINGS: dict = CORPUS["findings"]
 
 
 def lesson(task: str, findings: frozenset[str], rng: random.Random) -> tuple[str, str]:
-    """One training pair, prompt and answer, for an image that shows `findings`."""
+    """One training pair, prompt and answer, for an image with `findings`; `task` is a key of the prompts."""
     if task == "question":
         return question(findings, rng)
-    return CORPUS["prompts"][task], {"caption": caption, "describe": describe}[task](findings, rng)
+    write_answer = {"caption": caption, "describe": describe}[task]
+    return CORPUS["prompts"][task], write_answer(findings, rng)
 
 
 def caption(findings: frozenset[str], rng: random.Random) -> str:
@@ -25,64 +29,73 @@ def describe(findings: frozenset[str], rng: random.Random) -> str:
     """A few sentences: what is seen, what is not, what is normal, and mostly a conclusion."""
     order = rng.sample(sorted(findings), len(findings))
     body = [observation(name, rng) for name in order] or [rng.choice(CORPUS["nothing"])]
-    extras = remarks(findings, rng) + ([denial(findings, rng)] if rng.random() < 0.7 else [])
+    extras = normal_statements(findings, rng)
+    if rng.random() < 0.7:
+        extras.append(denial(findings, rng))
     text = " ".join(body + extras if rng.random() < 0.7 else extras + body)
     headings = rng.choice(CORPUS["headings"])
     if headings is None:
         return text
-    conclusion = (
-        listing([term(name, rng) for name in order])
-        if order
-        else rng.choice(CORPUS["conclusions"]["nothing"])
-    )
-    return f"{headings[0]}: {text} {headings[1]}: {capital(conclusion)}."
+    if order:
+        conclusion = join_words([term(name, rng) for name in order], "and")
+    else:
+        conclusion = rng.choice(CORPUS["conclusions"]["nothing"])
+    return f"{headings[0]}: {text} {headings[1]}: {capitalize(conclusion)}."
 
 
 def observation(name: str, rng: random.Random) -> str:
+    """A sentence that says that the finding is there."""
     if rng.random() < 0.2:
         return rng.choice(FINDINGS[name]["clauses"])
     return statement(CORPUS["seen"], term(name, rng), rng)
 
 
 def denial(findings: frozenset[str], rng: random.Random) -> str:
-    absent = rng.sample([name for name in FINDINGS if name not in findings], rng.randint(1, 3))
-    denied = (
-        [term(name, rng) for name in absent]
-        if rng.random() < 0.85
-        else rng.sample(rng.choice(CORPUS["unseen"]), 2)
-    )
-    return statement(CORPUS["denied"], listing(denied, "or"), rng)
+    """A sentence that denies up to three other findings, or two things that no phantom shows."""
+    others = [name for name in FINDINGS if name not in findings]
+    absent = rng.sample(others, rng.randint(1, 3))
+    if rng.random() < 0.85:
+        denied = [term(name, rng) for name in absent]
+    else:
+        denied = rng.sample(rng.choice(CORPUS["unseen"]), 2)
+    return statement(CORPUS["denied"], join_words(denied, "or"), rng)
 
 
 def statement(wording: dict, subject: str, rng: random.Random) -> str:
     """An opening or a predicate around `subject`, and mostly a place."""
     place = f" {rng.choice(CORPUS['places'])}" if rng.random() < 0.6 else ""
     if rng.random() < 0.6:
-        return capital(f"{rng.choice(wording['openings'])} {subject}{place}.")
-    return capital(f"{subject} {rng.choice(wording['predicates'])}{place}.")
+        return capitalize(f"{rng.choice(wording['openings'])} {subject}{place}.")
+    return capitalize(f"{subject} {rng.choice(wording['predicates'])}{place}.")
 
 
-def remarks(findings: frozenset[str], rng: random.Random) -> list[str]:
+def normal_statements(findings: frozenset[str], rng: random.Random) -> list[str]:
     """Up to two statements of what is normal."""
-    true = [each["text"] for each in CORPUS["scenery"] if not findings & set(each["unless"])]
+    true = [entry["text"] for entry in CORPUS["scenery"] if findings.isdisjoint(entry["unless"])]
     return rng.sample(true, min(len(true), rng.randint(0, 2)))
 
 
 def question(findings: frozenset[str], rng: random.Random) -> tuple[str, str]:
     """A question about one finding, and `yes` or `no`."""
-    present = bool(findings) and rng.random() < 0.5
-    name = rng.choice(sorted(findings if present else set(FINDINGS) - findings))
-    return CORPUS["prompts"]["question"].format(term=term(name, rng)), "yes" if present else "no"
+    is_present = bool(findings) and rng.random() < 0.5
+    candidates = findings if is_present else set(FINDINGS) - findings
+    name = rng.choice(sorted(candidates))
+    prompt = CORPUS["prompts"]["question"].format(term=term(name, rng))
+    return prompt, "yes" if is_present else "no"
 
 
 def term(name: str, rng: random.Random) -> str:
+    """One of the field's words for the finding."""
     return rng.choice(FINDINGS[name]["terms"])
 
 
-def listing(items: list[str], word: str = "and") -> str:
+def join_words(items: list[str], conjunction: str) -> str:
     """`a, b and c`."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
+    if len(items) == 1:
+        return items[0]
+    return f"{', '.join(items[:-1])} {conjunction} {items[-1]}"
 
 
-def capital(text: str) -> str:
+def capitalize(text: str) -> str:
+    """The first letter in capitals and the others as they are."""
     return text[0].upper() + text[1:]
