@@ -1,14 +1,16 @@
-"""Write a report for each X-ray, with the findings that it names and how sure the model is.
+"""Write a report for each X-ray, with the findings that it asserts and how often sampled reports assert each finding.
 
     python stages/explain.py film.png study.dcm folder/
     python stages/explain.py folder/ --csv > reports.csv
 
-Reads PNG, JPEG and DICOM. `sure` is the mean probability of the report's tokens; a finding's figure is the share of
-sampled reports that name it. For research only: this is no medical device.
+Reads PNG, JPEG and DICOM. A finding's figure is the share of sampled reports that assert it. Exit status 1 where a file
+could not be explained; the others are. For research only: this is no medical device.
 """
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -17,18 +19,39 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pandas as pd
 from tqdm import tqdm
 
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.explaining.explainer import NOTICE, Explanation
+from explainmyxray.explaining.explanation import ADAPTER, NOTICE, Explanation
 from explainmyxray.explaining.files import find_images
-from explainmyxray.explaining.loading import ADAPTER, load
 from explainmyxray.images.decoding import MAX_FILE_BYTES
 from explainmyxray.reports.findings import FINDINGS
 
+SHOWN_SHARE = 0.05  # findings that fewer sampled reports assert are left out of the text
+
 
 def main() -> None:
+    options = parse_arguments()
+    paths = find_images(options.images)
+    # torch and transformers take seconds to import: only where there is something to explain.
+    from explainmyxray.explaining.loading import load
+
+    with redirect_stdout(sys.stderr):  # what loading says is no part of a table
+        explainer = load(options.adapter, options.samples)
+    results = explainer.explain((str(path), read(path)) for path in paths)
+    explanations = []
+    for each in tqdm(results, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
+        explanations.append(each)
+        if not options.csv:
+            tqdm.write(as_json(each) if options.json else as_text(each))
+    if options.csv:
+        print(as_csv(explanations), end="")
+    print(NOTICE, file=sys.stderr if options.csv or options.json else sys.stdout)
+    if any(each.problem for each in explanations):
+        sys.exit(1)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,69 +61,70 @@ def main() -> None:
     parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
     parser.add_argument(
         "--samples",
-        type=int,
+        type=count,
         default=32,
-        help="sampled reports behind each probability (default: 32; 0: none)",
+        help="sampled reports behind each share (default: 32; 0: none, which is faster)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="a JSON object a line")
     output.add_argument("--csv", action="store_true", help="a table with a column a finding")
-    options = parser.parse_args()
-    paths = find_images(options.images)
-    with redirect_stdout(sys.stderr):  # what loading says is no part of a table
-        explainer = load(options.adapter, max(options.samples, 0))
-    results = explainer.explain((str(path), read(path)) for path in paths)
-    explanations = []
-    for each in tqdm(results, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
-        explanations.append(each)
-        if not options.csv:
-            tqdm.write(as_json(each) if options.json else as_text(each))
-    if options.csv:
-        print(as_csv(explanations))
-    print(NOTICE, file=sys.stderr if options.csv or options.json else sys.stdout)
-    if all(each.problem for each in explanations):
-        sys.exit(1)
+    return parser.parse_args()
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 on")
+    return int(text)
 
 
 def read(path: Path) -> bytes:
-    """The file's bytes, of one too large to be a film only the first, which is refused as too large."""
+    """The file's content; of one too large to be a film only the beginning, which is refused as too large."""
     with path.open("rb") as file:
         return file.read(MAX_FILE_BYTES + 1)
 
 
-def as_text(each: Explanation) -> str:
+def as_text(explanation: Explanation) -> str:
     """A paragraph for a person."""
-    if each.problem:
-        return f"{each.image}\n  {each.problem}\n"
-    likely = sorted((each.probabilities or {}).items(), key=lambda pair: -pair[1])
-    lines = [
-        each.image,
-        *([f"  WARNING: {each.warning}"] if each.warning else []),
-        f"  {each.report}",
-        f"  sure: {each.certainty:.0%} a token; named in the report: {', '.join(each.findings) or 'no finding'}",
-        "  " + ", ".join(f"{name} {share:.0%}" for name, share in likely if share >= 0.05),
-    ]
-    return "\n".join(line for line in lines if line.strip()) + "\n"
+    lines = [explanation.image]
+    if explanation.problem:
+        lines.append(f"  {explanation.problem}")
+        return "\n".join(lines) + "\n"
+    if explanation.warning:
+        lines.append(f"  WARNING: {explanation.warning}")
+    lines += [f"  REMARK: {remark}" for remark in explanation.remarks]
+    lines.append(f"  {explanation.report}")
+    lines.append(f"  findings in the report: {', '.join(explanation.findings) or 'none'}")
+    if explanation.probabilities is not None:
+        lines.append(f"  in sampled reports: {shares_as_text(explanation.probabilities)}")
+        lines.append(f"  sampled reports with the same findings: {explanation.agreement:.0%}")
+    return "\n".join(lines) + "\n"
 
 
-def as_json(each: Explanation) -> str:
-    return json.dumps(dataclasses.asdict(each))
+def shares_as_text(probabilities: dict[str, float]) -> str:
+    """Findings with their shares, the largest first."""
+    shown = [(name, share) for name, share in probabilities.items() if share >= SHOWN_SHARE]
+    shown.sort(key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {share:.0%}" for name, share in shown) or "no finding"
 
 
-def as_csv(explained: list[Explanation]) -> str:
-    rows = [
-        {
-            "image": each.image,
-            "report": each.report,
-            "findings": "|".join(each.findings),
-            "certainty": each.certainty,
-            **{name: (each.probabilities or {}).get(name) for name in FINDINGS},
-            "warning": each.warning,
-            "problem": each.problem,
-        }
-        for each in explained
-    ]
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").rstrip("\n")
+def as_json(explanation: Explanation) -> str:
+    return json.dumps(dataclasses.asdict(explanation))
+
+
+def as_csv(explanations: list[Explanation]) -> str:
+    """A row an image, with a column a finding; blank where nothing was sampled."""
+    columns = ["image", "report", "findings", *FINDINGS, "agreement", "remarks", "warning", "problem"]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    for each in explanations:
+        row = dataclasses.asdict(each)
+        row |= row.pop("probabilities") or {}
+        row["findings"] = "|".join(each.findings)
+        row["remarks"] = "; ".join(each.remarks)
+        writer.writerow(row)
+    return table.getvalue()
 
 
 if __name__ == "__main__":

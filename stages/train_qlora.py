@@ -28,6 +28,7 @@ from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.inputs import PROMPT, open_image
+from explainmyxray.model.tuned_on import save_tuned_on
 from explainmyxray.model_card import write_model_card
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.runtime import write_runtime
@@ -108,6 +109,7 @@ def save(model, settings: Settings, revision: str | None, rows: dict, figures: d
     validation_images = (open_image(IMAGES, name) for name in rows["val"]["image"])
     with replacing_folder(ADAPTER) as folder:
         save_adapter(model, folder)
+        save_tuned_on(folder, PROMPT, rows["train"]["source"])
         write_model_card(folder, settings, facts)
         out_of_distribution.fit(training_images, validation_images).save(folder)
     write_metrics("metrics/train.json", figures)

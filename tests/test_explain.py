@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.datasets import load_sample_image
 
-from conftest import run_stage
+from conftest import ROOT, run_stage
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.files import find_images
+from explainmyxray.explaining.loading import load
+from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
+from explainmyxray.model.tuned_on import load_tuned_on
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.sources import phantom
 
@@ -201,7 +206,12 @@ def explain(monkeypatch, capsys, *arguments) -> str:
 
 
 def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
-    explanations = [json.loads(line) for line in explain(monkeypatch, capsys, folder, "--json").splitlines()]
+    """One broken file among good ones is named, the others are explained, and the exit status is 1."""
+    monkeypatch.setattr("sys.argv", ["explain.py", str(folder), "--json", "--samples", "4"])
+    with pytest.raises(SystemExit) as ended:
+        run_stage("explain")
+    assert ended.value.code == 1
+    explanations = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(each["image"]).name for each in explanations] == [
         "a.png",
         "c.jpg",
@@ -210,21 +220,24 @@ def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
         "f.png",
         "IM00001",
     ]
-    a, c, d, e, f, b = explanations
-    assert a["report"] and 0 < a["certainty"] < 1 and set(a["probabilities"]) == set(FINDINGS)
-    assert all(share * 4 == int(share * 4) for share in a["probabilities"].values())
-    assert a["warning"] == "" and b["warning"] == ""
-    assert "not an image" in c["problem"] and not c["report"]
-    assert "colour" in d["warning"] and "blank" in e["warning"] and "unlike" in f["warning"]
+    film, broken, colour, blank, photograph, dicom_film = explanations
+    assert film["report"]
+    assert set(film["probabilities"]) == set(FINDINGS)
+    for share in (*film["probabilities"].values(), film["agreement"]):
+        assert share * 4 == int(share * 4)
+    assert film["warning"] == dicom_film["warning"] == ""
+    assert "not an image" in broken["problem"] and not broken["report"]
+    assert "colour" in colour["warning"]
+    assert "blank" in blank["warning"]
+    assert "unlike those that the adapter was tuned on (drawn phantoms)" in photograph["warning"]
 
 
 def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monkeypatch, capsys):
     table = pd.read_csv(
         io.StringIO(explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", "--csv"))
     )
-    assert list(table.columns[:4]) == ["image", "report", "findings", "certainty"] and set(FINDINGS) < set(
-        table.columns
-    )
+    assert list(table.columns[:3]) == ["image", "report", "findings"]
+    assert set(FINDINGS) < set(table.columns)
     text = explain(monkeypatch, capsys, folder / "a.png", folder / "more/IM00001", folder / "f.png")
     assert (
         table["report"][0] in text
@@ -237,9 +250,73 @@ def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monk
 
 def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder, monkeypatch, capsys):
     alone = explain(monkeypatch, capsys, folder / "a.png", "--json")
-    among = explain(monkeypatch, capsys, folder, "--json").splitlines()[0]
-    first, second = json.loads(alone), json.loads(among)
-    assert first["report"] == second["report"] and first["probabilities"] == second["probabilities"]
+    among = explain(monkeypatch, capsys, folder / "f.png", folder / "a.png", "--json").splitlines()[1]
+    assert json.loads(alone) == json.loads(among)
+
+
+def test_an_adapter_is_never_asked_with_another_prompt(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr("explainmyxray.model.adapter.PROMPT", "caption en")
+    with pytest.raises(UserError, match="tuned with the prompt 'describe en', and is asked 'caption en'"):
+        load("models/adapter", samples=0)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"prompt": "describe en"}', '{"prompt": "a", "sources": 3}'])
+def test_a_damaged_note_of_what_an_adapter_was_tuned_on_is_one_line(tmp_path, content):
+    (tmp_path / "tuned_on.json").write_text(content)
+    with pytest.raises(UserError, match="tuned_on.json is damaged"):
+        load_tuned_on(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "report, remark",
+    [
+        ("yes", "no report"),
+        ("", "no report"),
+        ("a man riding a horse", "no report"),
+        (
+            "Findings: A mass is seen. Impression: Lung nodule.",
+            "mass in its findings, nodule in its impression",
+        ),
+        ("Findings: No pulmonary edema. Impression: Pulmonary edema.", "differ on edema"),
+        ("Findings: There is a pneumothorax. Impression: No pneumothorax.", "differ on pneumothorax"),
+    ],
+)
+def test_a_text_that_is_no_report_and_one_that_contradicts_itself_are_remarked(report, remark):
+    (found,) = remarks_on(report)
+    assert remark in found
+
+
+def test_a_report_is_not_remarked(small_data):
+    """Nor one whose impression leaves a finding out or adds one; nor any of the templates' own."""
+    assert remarks_on("The heart is enlarged.") == ()
+    assert remarks_on("Findings: A mass and an effusion are seen. Impression: Mass.") == ()
+    assert remarks_on("Findings: The heart is enlarged. Impression: Cardiomegaly and edema.") == ()
+    reports = pd.read_csv(small_data / "data/reports.csv")["report"]
+    assert len(reports) >= 100
+    assert [report for report in reports if remarks_on(report)] == []
+
+
+@pytest.mark.parametrize(
+    "arguments, status, says",
+    [
+        (["--help"], 0, "usage"),
+        (["film.png", "--simples", "3"], 2, "unrecognized arguments"),
+        (["film.png", "--samples", "-3"], 2, "samples"),
+        (["nowhere.png"], 1, "nowhere.png is no file"),
+    ],
+)
+def test_arguments_are_answered_before_anything_heavy_is_imported(arguments, status, says):
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('heavy:', sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, str(ROOT / "stages/explain.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "stages")})
+    assert done.returncode == status
+    assert says in done.stdout + done.stderr
+    assert "heavy: []" in done.stdout
 
 
 def test_files_of_a_folder_and_none_at_all(folder):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file, save_file
-from sklearn.decomposition import PCA
 
 FILE = "out_of_distribution.safetensors"  # beside the adapter's weights
 SIDE = 16  # pixels of a thumbnail
@@ -50,6 +49,8 @@ def load(folder: str | Path) -> ImageDistribution | None:
 
 def fit(training: Iterable[Image.Image], validation: Iterable[Image.Image]) -> ImageDistribution:
     """The components of the training images, and the limit below which a share of `QUANTILE` of the validation images lie."""
+    from sklearn.decomposition import PCA  # half a second, which explaining need not wait for
+
     thumbnails = np.stack([thumbnail(image) for image in training])
     pca = PCA(min(COMPONENTS, len(thumbnails)), svd_solver="full").fit(thumbnails)
     unlimited = ImageDistribution(pca.mean_, np.ascontiguousarray(pca.components_), limit=0.0)

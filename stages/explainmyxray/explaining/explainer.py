@@ -7,31 +7,23 @@ from itertools import islice
 from PIL import Image
 
 from explainmyxray import settings
-from explainmyxray.explaining.confidence import finding_probabilities, token_probability
+from explainmyxray.explaining.confidence import sample_findings, shares
+from explainmyxray.explaining.explanation import Explanation
+from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.generation import generate_batch
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
+from explainmyxray.model.tuned_on import TunedOn
 from explainmyxray.out_of_distribution import ImageDistribution
 from explainmyxray.reports.labeler import positive_findings
 
-NOTICE = "For research only, not a medical device. Written by a model that was tuned on reports made from labels by templates."
+SOURCES = {  # in words, where the name alone does not say it
+    "phantom": "drawn phantoms",
+    "chest_xray_pneumonia": "films of children, from chest-xray-pneumonia",
+    "nih_sample": "films of adults, from NIH's sample",
+}
 BLANK = 16  # grey levels: an image whose darkest and brightest pixels differ by less shows nothing
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What the model writes about one image, or why it writes nothing (`problem`)."""
-
-    image: str
-    report: str = ""
-    findings: tuple[str, ...] = ()  # asserted by the report
-    certainty: float | None = None  # mean probability of the report's tokens
-    probabilities: dict[str, float] | None = (
-        None  # of each finding: the share of sampled reports that assert it
-    )
-    warning: str = ""  # why not to trust the report
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,7 @@ class Explainer:
     model: object
     processor: object
     out_of_distribution: ImageDistribution | None
+    tuned_on: TunedOn | None
     generation: settings.Evaluate
     seed: int
     samples: int  # sampled reports behind each probability; 0: none, which is much faster
@@ -84,35 +77,41 @@ class Explainer:
     def _explain_batch(self, films: list[Film]) -> list[Explanation]:
         # One batch writes the reports of all films that can be used; the others keep their place in the order.
         images = [film.image for film in films if not film.problem]
-        reports, certainties = [], []
+        reports = []
         if images:
             reports = generate_batch(self.model, self.processor, images, self.generation)
-            certainties = token_probability(self.model, self.processor, images, reports)
 
-        written = iter(zip(reports, certainties))
+        written = iter(reports)
         explanations = []
         for film in films:
             if film.problem:
                 explanations.append(Explanation(film.name, problem=film.problem))
             else:
-                explanations.append(self._explanation(film, *next(written)))
+                explanations.append(self._explanation(film, next(written)))
         return explanations
 
-    def _explanation(self, film: Film, report: str, certainty: float) -> Explanation:
+    def _explanation(self, film: Film, report: str) -> Explanation:
+        findings = positive_findings(report)
+        probabilities, agreement = None, None
+        if self.samples:
+            sampled = sample_findings(
+                self.model,
+                self.processor,
+                film.image,
+                self.samples,
+                self.generation.max_new_tokens,
+                self.seed,
+            )
+            probabilities = shares(sampled)
+            agreement = sampled.count(findings) / self.samples
         return Explanation(
             film.name,
             report,
-            findings=tuple(sorted(positive_findings(report))),
-            certainty=certainty,
-            probabilities=self._finding_probabilities(film.image),
+            findings=tuple(sorted(findings)),
+            probabilities=probabilities,
+            agreement=agreement,
+            remarks=remarks_on(report),
             warning=self.warning(film),
-        )
-
-    def _finding_probabilities(self, image: Image.Image) -> dict[str, float] | None:
-        if not self.samples:
-            return None
-        return finding_probabilities(
-            self.model, self.processor, image, self.samples, self.generation.max_new_tokens, self.seed
         )
 
     def warning(self, film: Film) -> str:
@@ -126,5 +125,15 @@ class Explainer:
         if known is None:
             return "nobody checked whether this is a chest X-ray: the adapter comes without a description of its training images"
         if known.reconstruction_error(film.image) > known.limit:
-            return "the image is unlike those that the adapter was tuned on: it may be no chest X-ray, or one of another kind"
+            return (
+                f"the image is unlike those that the adapter was tuned on ({self._training_images()}): "
+                "it may be no chest X-ray, or one of another kind"
+            )
         return ""
+
+    def _training_images(self) -> str:
+        """What the adapter was tuned on, in words."""
+        if self.tuned_on is None:
+            return "which ones is not written beside it"
+        words = [SOURCES.get(source, source.replace("_", " ")) for source in self.tuned_on.sources]
+        return ", ".join(words)

@@ -4,12 +4,12 @@ from transformers.utils import logging
 
 from explainmyxray import out_of_distribution
 from explainmyxray.explaining.explainer import Explainer
+from explainmyxray.explaining.explanation import ADAPTER
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.model.tuned_on import load_tuned_on
 from explainmyxray.settings import load_settings
-
-ADAPTER = "models/adapter"  # what `make repro` leaves
 
 
 def load(adapter: str, samples: int) -> Explainer:
@@ -24,6 +24,7 @@ def load(adapter: str, samples: int) -> Explainer:
         model,
         load_processor(base),
         out_of_distribution.load(folder),
+        load_tuned_on(folder),
         settings.evaluate,
         settings.seed,
         samples,

@@ -11,6 +11,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.hub import hub_errors
+from explainmyxray.model.inputs import PROMPT
+from explainmyxray.model.tuned_on import check_prompt
 
 # PEFT 0.21 warns of what transformers 6 will remove; both are pinned.
 warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
@@ -51,6 +53,7 @@ def load_adapter(base, folder: str | Path) -> PeftModel:
     """
     if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would go on to a pickle
         raise UserError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}: run `dvc repro train_qlora`")
+    check_prompt(folder, PROMPT)
     try:
         return PeftModel.from_pretrained(base, str(folder)).eval()
     except RuntimeError:  # sizes that do not match
