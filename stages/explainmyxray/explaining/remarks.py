@@ -2,7 +2,7 @@
 
 import re
 
-from explainmyxray.reports.labeler import label, positive_findings
+from explainmyxray.reports.labeler import label_report, positive_findings
 
 IMPRESSION = re.compile(r"\bimpression\s*:", re.IGNORECASE)
 SECTION = re.compile(r"\b(?:findings|impression)\s*:", re.IGNORECASE)
@@ -11,7 +11,7 @@ NO_REPORT = "this text is no report: it says nothing of a chest X-ray"
 
 def remarks_on(report: str) -> tuple[str, ...]:
     """A remark for each fault: a text that is no report, or one whose impression contradicts its findings."""
-    if not SECTION.search(report) and not label(report):
+    if not SECTION.search(report) and not label_report(report):
         return (NO_REPORT,)
     contradiction = _contradiction(report)
     return (contradiction,) if contradiction else ()
@@ -29,8 +29,8 @@ def _contradiction(report: str) -> str:
     findings, impression = parts
     in_findings, in_impression = positive_findings(findings), positive_findings(impression)
 
-    denied = {name for name in in_findings if label(impression).get(name) == "absent"}
-    denied |= {name for name in in_impression if label(findings).get(name) == "absent"}
+    denied = {name for name in in_findings if label_report(impression).get(name) == "absent"}
+    denied |= {name for name in in_impression if label_report(findings).get(name) == "absent"}
     if denied:
         return f"the report contradicts itself: its findings and its impression differ on {_names(denied)}"
     only_findings, only_impression = in_findings - in_impression, in_impression - in_findings
