@@ -11,7 +11,8 @@ from PIL import Image
 from explainmyxray.app.encoding import to_data_uri
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.attribution import Attribution, attribute
-from explainmyxray.explaining.explainer import NOTICE, Explainer, Explanation
+from explainmyxray.explaining.explainer import Explainer
+from explainmyxray.explaining.explanation import NOTICE, Explanation
 from explainmyxray.images.films import open_film
 
 MAX_SHOWN_SIDE = 1024  # pixels; a larger film is shrunk to be shown
@@ -65,6 +66,7 @@ class Result:
 
     problem: str = ""
     warning: str = ""  # why not to trust the report; there are no overlays then
+    remarks: tuple[str, ...] = ()  # what is wrong with the report as a text
     film: str = ""  # a PNG, as data URI
     report: tuple[Section, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -115,6 +117,7 @@ def build_result(film: Image.Image, explanation: Explanation, attributions: dict
     shown.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE), Image.Resampling.LANCZOS)
     return Result(
         warning=explanation.warning,
+        remarks=explanation.remarks,
         film=to_data_uri(shown),
         report=split_sections(explanation.report),
         findings=list_findings(explanation),
