@@ -31,7 +31,7 @@ PYPI = "https://pypi.org/simple"
 PYTORCH = "https://download.pytorch.org/whl"
 
 # GiB with PyPI's build of torch; pip keeps its downloads beside the environment until it has unpacked them.
-DOWNLOAD = 3.2
+DOWNLOAD = 3.1
 DISK = 6.4
 TORCH_BUILD = re.compile(r"pypi|cpu|cu\d{3}|rocm\d+(\.\d+)*")
 # Packages of the lock that come with torch's build, and with another one are others or none.
