@@ -1,11 +1,12 @@
 """What each choice of the recipe is worth: experiments in DVC's queue, then one table and one plot of them.
 
-    python stages/ablation.py queue    # puts every variant of stages/ablation.yaml into the queue, with every seed
+    python stages/ablation.py queue    # puts every variant and seed of stages/ablation.yaml into the queue
     dvc queue start                    # trains and evaluates them, one after the other
     python stages/ablation.py table    # writes metrics/ablation.csv and metrics/ablation.png
 
-A difference is that of the seeds' mean, and its interval resamples test patients with all their seeds: what is left open is
-the luck of training, which the seeds beside each other show. The last row is the base without an adapter.
+A difference is that of the seeds' mean, and its interval resamples test patients with all their seeds: what
+is left open is the luck of training, which the seeds beside each other show. The last row is the base without
+an adapter.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def queue(plan: dict) -> None:
-    """An experiment for each seed and variant: all variants with the first seed come first, and can be looked at then."""
+    """An experiment for each seed and variant; all variants with the first seed come first."""
     for seed, (variant, changes) in product(plan["seeds"], plan["variants"].items()):
         name = experiment(variant, seed)
         command = [sys.executable, "-m", "dvc", "exp", "run", "--queue", "--name", name]

@@ -2,10 +2,11 @@
 
     python stages/compare.py main              # main against the working tree
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
-    python stages/compare.py main --fail-if-worse    # exit 1 where a headline figure is worse or a guard is broken
+    python stages/compare.py main --fail-if-worse    # exit 1: a headline figure is worse, or a guard broken
 
-Reads params.yaml and metrics/predictions.csv of both, the gate metrics/eval.json and metrics/split.json, too; needs no model. The interval covers the choice of test patients. It
-does not cover the luck of one training run: for that, train again with another `train.seed` and see how far the two differ.
+Reads params.yaml and metrics/predictions.csv of both, the gate metrics/eval.json and metrics/split.json, too;
+needs no model. The interval covers the choice of test patients. It does not cover the luck of one training
+run: for that, train again with another `train.seed` and see how far the two differ.
 """
 
 import argparse
@@ -43,8 +44,9 @@ def main() -> None:
     parser.add_argument(
         "--fail-if-worse",
         action="store_true",
-        help="exit with 1 where a headline figure is worse by more than chance, the model does no better than blind, most "
-        "reports are the same text, too many are malformed, or the splits leak (thresholds: gate in params.yaml)",
+        help="exit with 1 where a headline figure is worse by more than chance, the model does no better "
+        "than blind, most reports are the same text, too many are malformed, or the splits leak "
+        "(thresholds: gate in params.yaml)",
     )
     options = parser.parse_args()
     if options.samples < 1:
@@ -77,8 +79,8 @@ def main() -> None:
     print()
     print(figure_table(figures, *names))
     print(
-        f"\nOf {len(figures)} figures that did not change, about {len(figures) / 20:.0f} would look as if they had. "
-        "The interval covers the choice of test patients, not the luck of a training run."
+        f"\nOf {len(figures)} figures that did not change, about {len(figures) / 20:.0f} would look as if "
+        "they had. The interval covers the choice of test patients, not the luck of a training run."
     )
     if len(before) < max(len(all_before), len(all_after)):
         print(f"\nThe test sets differ: of {len(all_before)} and {len(all_after)} images these are in both.")

@@ -3,9 +3,9 @@
     python stages/evaluate.py           # generate, then score
     python stages/evaluate.py --score   # score metrics/predictions.csv again, without the model
 
-Reads models/adapter, data/splits and data/images, for the pictures metrics/curves and metrics/labels.csv, too; writes
-metrics/predictions.csv, metrics/known_words.csv (of the training reports), metrics/eval.json, the few figures of it that
-compare commits to metrics/headline.json, and the pictures.
+Reads models/adapter, data/splits and data/images, for the pictures metrics/curves and metrics/labels.csv,
+too; writes metrics/predictions.csv, metrics/known_words.csv (of the training reports), metrics/eval.json, the
+few figures of it that compare commits to metrics/headline.json, and the pictures.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def predict(settings: Settings) -> pd.DataFrame:
-    """The test split with a report from the model and from each baseline: the columns of `evaluation.COLUMNS`."""
+    """The test split with a report from the model and each baseline: the columns `evaluation.COLUMNS`."""
     require_usable_gpu()
     logging.set_verbosity_error()
     train = read_table(SPLITS / "train.csv", REPORT_COLUMNS)
@@ -151,7 +151,8 @@ def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settin
 def summary(metrics: dict) -> str:
     """The headline figures of the model and of what it is measured against."""
     lines = [
-        f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}{'distinct':>10}{'malformed':>11}"
+        f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}"
+        f"{'distinct':>10}{'malformed':>11}"
     ]
     for name, figures in {"model": metrics, **metrics["baselines"]}.items():
         findings = figures["findings"]

@@ -29,7 +29,7 @@ NAMES = ["Cardiomegaly", "Effusion", "Mass", "Nodule"]
 
 
 def predictions(right: float, seed: int, images: int = 120) -> pd.DataFrame:
-    """A test set of two images a patient, always the same, and a model whose reports name the labels with probability `right`."""
+    """One test set, two images a patient; the model's reports name the labels with probability `right`."""
     facts, luck, templates = np.random.default_rng(0), np.random.default_rng(seed), load_templates()
     rows = []
     for row in range(images):
@@ -98,7 +98,7 @@ def test_only_images_that_both_have_are_compared():
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with a weak model in the commit `weak` and a better one, with another rank, in the working tree."""
+    """A repository with a weak model in the commit `weak`; a better one, of another rank, in the tree."""
 
     def run(*command, folder="."):
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""The pictures: the same bytes each time, whatever the texts, and nothing that overlaps or leaves the page."""
+"""The pictures: the same bytes each time, and nothing that overlaps or leaves the page."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The figures: equal to the libraries called directly, unmoved by a resample's shortcut, whole in eval.json."""
+"""The figures: equal to the libraries called directly, the same for a resample, whole in eval.json."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from explainmyxray.scoring.sufficient_statistics import (
 from explainmyxray.tables import join_labels, rounded, split_labels
 
 REPORTS = [
-    "FINDINGS: The heart is enlarged. There is a small pleural effusion; no pneumothorax. IMPRESSION: 1. Cardiomegaly.",
+    "FINDINGS: The heart is enlarged. There is a small effusion; no pneumothorax. IMPRESSION: 1. Enlarged.",
     "The lungs are clear.  No acute cardiopulmonary process\n(compared with 12/3).",
     "There are airspace opacities, consistent with pneumonia. The heart is not enlarging; each lung clears.",
     'A nodule isn\'t seen & the costophrenic angles are sharp; follow-up "as needed".',
@@ -40,7 +40,7 @@ def names_in(text: str) -> frozenset[str]:
 
 
 def table(n: int, seed: int = 0, right: float = 0.6) -> pd.DataFrame:
-    """Predictions where a system keeps the true labels with some probability and else says something at random."""
+    """Predictions: a system keeps the true labels with probability `right`, else it writes others."""
     rng = np.random.default_rng(seed)
 
     def draw():

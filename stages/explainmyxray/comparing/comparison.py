@@ -1,4 +1,4 @@
-"""Two tables of predictions on one test set: which figures differ by more than the choice of test patients explains?"""
+"""Two tables of predictions on one test set: which figures differ by more than the choice of patients?"""
 
 import numpy as np
 import pandas as pd
@@ -23,13 +23,14 @@ KEY = ["image", "patient", "labels"]  # the same test image: a name alone may be
 def common_images(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of the test images that both tables have, in one order.
 
-    Raises UserError where that is less than half of the larger: a comparison of two test sets compares the test sets.
+    Raises UserError where that is less than half of the larger: a comparison of two test sets compares the
+    test sets.
     """
     both = before[KEY].merge(after[KEY])
     if 2 * len(both) < max(len(before), len(after)):
         raise UserError(
-            f"{len(both)} test images are the same, of {len(before)} before and {len(after)} after: the split or "
-            "the data differ, so that the figures cannot be compared"
+            f"{len(both)} test images are the same, of {len(before)} before and {len(after)} after: the "
+            "split or the data differ, so that the figures cannot be compared"
         )
     return both.merge(before, on=KEY), both.merge(after, on=KEY)
 
@@ -37,9 +38,10 @@ def common_images(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFra
 def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
     """A row a figure: `figure`, `before`, `after`, `difference`, `low`, `high`, `within_noise`.
 
-    Both tables have the same images in the same order. Every resample draws the same patients for both, so that what makes
-    an image hard for either cancels out. `low` and `high` are the middle 95 % of the differences (percentile bootstrap);
-    `within_noise` says whether they include 0. F1 of a finding that no image has is left out.
+    Both tables have the same images in the same order. Every resample draws the same patients for both, so
+    that what makes an image hard for either cancels out. `low` and `high` are the middle 95 % of the
+    differences (percentile bootstrap); `within_noise` says whether they include 0. F1 of a finding that no
+    image has is left out.
     """
     statistics_before, statistics_after = _statistics(before), _statistics(after)
     weights = bootstrap_weights(before["patient"], samples, seed)

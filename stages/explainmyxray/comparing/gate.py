@@ -1,4 +1,4 @@
-"""The gate of a pull request: figures that may not get worse, and guards without which a good figure means nothing."""
+"""The gate of a pull request: figures that may not get worse, and guards that give figures a meaning."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ MICRO_F1 = "findings.micro_f1"
 
 
 def worse_figures(figures: pd.DataFrame, gate: Gate) -> list[str]:
-    """A line for each headline figure of a comparison that is worse by more than chance and by more than `max_drop`."""
+    """A line for each headline figure that is worse by more than chance and by more than `max_drop`."""
     lines = []
     for row in figures[figures["figure"].isin(HEADLINE)].itertuples():
         if row.high < -gate.max_drop * row.before:
@@ -38,28 +38,34 @@ def broken_guards(
 
 
 def blind_guard(predictions: pd.DataFrame, samples: int, seed: int) -> str:
-    """Whether the model finds more than when it is shown another patient's image; a line where it does not, else blank."""
+    """A line where the model finds no more than when it is shown another patient's image, else blank."""
     blind = predictions.assign(**{MODEL: predictions["blind"]})
     row = compare(blind, predictions, samples, seed).set_index("figure").loc[MICRO_F1]
     if row["low"] > 0:
         return ""
     return (
-        f"blind is as good as the model: {MICRO_F1} {row['before']:.3f} of another patient's image, {row['after']:.3f} of "
-        "the patient's own"
+        f"blind is as good as the model: {MICRO_F1} {row['before']:.3f} of another patient's image, "
+        f"{row['after']:.3f} of the patient's own"
     )
 
 
 def same_text_guard(predictions: pd.DataFrame, max_same_text: float) -> str:
-    """Whether most reports are one text. Normal films may share one: their share is allowed, and `max_same_text` on top."""
+    """A line where too many reports are one text, else blank.
+
+    Normal films may share one: the share of the commonest labels is allowed, and `max_same_text` on top.
+    """
     same_text = _largest_share(predictions[MODEL])
     same_labels = _largest_share(predictions["labels"])
     if same_text <= same_labels + max_same_text:
         return ""
-    return f"{same_text:.0%} of the reports are the same text; the commonest labels are those of {same_labels:.0%} of the images"
+    return (
+        f"{same_text:.0%} of the reports are the same text; the commonest labels are those of "
+        f"{same_labels:.0%} of the images"
+    )
 
 
 def malformed_guard(evaluation: dict, max_malformed: float) -> str:
-    """Whether too many reports are malformed; a revision of before they were counted is not judged."""
+    """A line where too many reports are malformed, else blank, also where they were not counted yet."""
     if "malformed_reports" not in evaluation:
         return ""
     malformed, n = evaluation["malformed_reports"]["any"], evaluation["n"]
@@ -69,7 +75,7 @@ def malformed_guard(evaluation: dict, max_malformed: float) -> str:
 
 
 def leak_guard(split: dict) -> str:
-    """Whether two splits share a patient, an image or a near duplicate."""
+    """A line where two splits share a patient, an image or a near duplicate, else blank."""
     shared = {name: count for name, count in split["shared"].items() if count}
     if not shared:
         return ""

@@ -34,7 +34,8 @@ def load_metrics(path: str, revision: str | None) -> dict:
 def load_parameters(revision: str | None) -> dict[str, str]:
     """The parameters of a revision, of the working tree for None, by dotted name: `{"lora.r": "16"}`.
 
-    As text, unchecked: another revision's parameters need not be today's. Raises UserError where there are none.
+    As text, unchecked: another revision's parameters need not be today's. Raises UserError where there are
+    none.
     """
     nested = YAML(typ="safe").load(_read(PARAMETERS, revision))
     flat = {}
@@ -50,7 +51,7 @@ def load_parameters(revision: str | None) -> dict[str, str]:
 
 
 def changed_parameters(before: dict[str, str], after: dict[str, str]) -> pd.DataFrame:
-    """`parameter`, `before`, `after`: a row a parameter that differs, by name; a dash where a revision has none."""
+    """`parameter`, `before`, `after`: a row a parameter that differs; a dash where a revision has none."""
     rows = []
     for name in sorted(before.keys() | after.keys()):
         value_before, value_after = before.get(name, ABSENT), after.get(name, ABSENT)

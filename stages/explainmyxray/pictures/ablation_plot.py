@@ -17,7 +17,10 @@ from explainmyxray.pictures.style import (
 
 
 def plot_ablation(table: pd.DataFrame, path: str | Path, figure: str = "micro-F1") -> None:
-    """Draw the rows of `figure` from `table` (variant, value, least, most, difference, low, high): seeds left, difference right."""
+    """Draw the rows of `figure` from `table`: the seeds' span left, the difference right.
+
+    `table` has the columns figure, variant, value, least, most, difference, low, high.
+    """
     rows = table[table["figure"] == figure].reset_index(drop=True)
     places = np.arange(len(rows))
     with png_figure(path, 1000, 110 + 34 * len(rows)) as drawn:

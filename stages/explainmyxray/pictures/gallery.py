@@ -1,4 +1,4 @@
-"""The gallery: X-rays beside the true and the generated report, with the findings found, missed and invented."""
+"""The gallery: X-rays beside true and generated report, with the findings found, missed and invented."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ def draw_gallery(
     """Draw `n` cases, best, median and worst, as a PNG 1000 pixels wide.
 
     `predicted` are the findings read from each row's generated report, `best_to_worst` rows (both of
-    `scoring.evaluation.Evaluation`), `images` the folder that the column `image` is relative to. Raises OSError where an
-    image is missing.
+    `scoring.evaluation.Evaluation`), `images` the folder that the column `image` is relative to. Raises
+    OSError where an image is missing.
     """
     # 1) Lay out: all lines of text, and where each X-ray stands.
     lines = [Line(MARGIN, 20, "Reports on the test split: best, median and worst cases", size=18, bold=True)]
@@ -76,7 +76,7 @@ def draw_gallery(
 
 
 def choose(best_to_worst: Sequence[int], n: int) -> list[tuple[str, int]]:
-    """(kind, row) of `n` different rows, best first: a third each of best, median and worst; what is over is median."""
+    """(kind, row) of `n` different rows: a third of best, median and worst each; what is over is median."""
     n = min(n, len(best_to_worst))
     num_best, num_worst = n // 3, (n + 1) // 3
     num_median = n - num_best - num_worst
@@ -89,7 +89,7 @@ def choose(best_to_worst: Sequence[int], n: int) -> list[tuple[str, int]]:
 
 
 def outcomes(true: frozenset[str], predicted: frozenset[str]) -> dict[str, list[str]]:
-    """The findings found, missed and invented, without kinds that have none; `No Finding` found where both are empty."""
+    """The findings found, missed and invented, where there are any; `No Finding` where both are empty."""
     if not true | predicted:
         return {"found": ["No Finding"]}
     kinds = {"found": true & predicted, "missed": true - predicted, "invented": predicted - true}
@@ -97,7 +97,7 @@ def outcomes(true: frozenset[str], predicted: frozenset[str]) -> dict[str, list[
 
 
 def wrap(text: str, width: int, max_lines: int = MAX_LINES, bold: bool = False) -> list[str]:
-    """`text` in lines of at most `width` pixels, `max_lines` at most; a longer word is cut, a longer text ends in …"""
+    """`text` in at most `max_lines` lines of `width` pixels; a longer word is cut, a longer text ends in …"""
     typeface = font(bold=bold)
     lines = [""]
     for word in text.split() or ["(nothing)"]:
@@ -119,7 +119,7 @@ def wrap(text: str, width: int, max_lines: int = MAX_LINES, bold: bool = False) 
 
 
 def _lines_of_case(case: pd.Series, predicted: frozenset[str], kind: str, top: int) -> list[Line]:
-    """Caption, the two reports side by side, and under both the findings; the last one ends lowest of the texts."""
+    """Caption, the two reports side by side, and under both the findings, the lowest of all last."""
     lines = []
     for number, text in enumerate(_caption(case)):
         lines.append(Line(MARGIN, top + XRAY + 5 + 15 * number, text, size=11, colour=GREY))
@@ -155,7 +155,7 @@ def _caption(case: pd.Series) -> list[str]:
 
 @cache
 def font(size: int = 13, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib; the basic layout, so that every build of Pillow sets the same text."""
+    """DejaVu Sans, which comes with matplotlib; in the basic layout, which every build of Pillow has."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)

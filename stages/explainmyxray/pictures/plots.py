@@ -1,4 +1,4 @@
-"""The pictures of the figures: F1 per finding, and the model beside its baselines. Drawn from `scoring.evaluation.Evaluation`."""
+"""The pictures of `scoring.evaluation.Evaluation`: F1 per finding, and the model beside its baselines."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ PANELS = {  # figure: its title, and the end of its scale
 
 
 def plot_findings(rows: pd.DataFrame, path: str | Path) -> None:
-    """Draw F1 with its 95 % interval and support from `rows` (finding, f1, low, high, support), in their order."""
+    """Draw F1 with its 95 % interval and support from `rows` (finding, f1, low, high, support)."""
     with png_figure(path, 900, 90 + 30 * len(rows)) as figure:
         axes = figure.add_axes((0.19, 0.12, 0.5, 0.77))
         known = (rows["support"] > 0).to_numpy()
@@ -43,7 +43,7 @@ def plot_findings(rows: pd.DataFrame, path: str | Path) -> None:
 
 
 def plot_systems(rows: pd.DataFrame, path: str | Path) -> None:
-    """Draw BLEU and micro-F1 of model, baselines and ceiling from `rows` (system, figure, value, low, high)."""
+    """Draw BLEU and micro-F1 of every system from `rows` (system, figure, value, low, high)."""
     highlighted = {MODEL: BLUE, "ceiling": GREEN}
     colours = [highlighted.get(system, GREY) for system in LABELS]
     with png_figure(path, 1000, 380) as figure:

@@ -11,16 +11,20 @@ from matplotlib.figure import Figure
 
 from explainmyxray.outputs import replacing
 
-# Okabe & Ito, "Color Universal Design", 2008: distinct for any kind of colour vision. Symbols say the same again.
+# Okabe & Ito, "Color Universal Design", 2008: distinct for any kind of colour vision. Symbols
+# say the same again.
 GREEN, VERMILION, BLUE, ORANGE, GREY, INK = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#8A8A8A", "#1A1A1A"
 GRID = "#E3E3E3"
 DPI = 100
-NOTE = "For research and teaching, not a medical device. All reports are machine-made: the references are synthetic."
+NOTE = (
+    "For research and teaching, not a medical device. "
+    "All reports are machine-made: the references are synthetic."
+)
 
 
 @contextmanager
 def png_figure(path: str | Path, width: int, height: int) -> Iterator[Figure]:
-    """Yield a figure of `width` x `height` pixels; write it to `path` as PNG when the block ends without error."""
+    """Yield a figure of `width` x `height` pixels; when the block ends it is a PNG at `path`."""
     # The default style: a person's own matplotlibrc would change the bytes.
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")

@@ -1,7 +1,7 @@
 """Pictures of what training and split leave as tables, and of what was written instead of what.
 
-`dvc plots show` draws these tables too, with Vega, which a browser loads from a CDN: without a network its plots stay
-blank, and these pictures remain.
+`dvc plots show` draws these tables too, with Vega, which a browser loads from a CDN: without a network its
+plots stay blank, and these pictures remain.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def plot_labels(counts: pd.DataFrame, path: str | Path) -> None:
 
 
 def plot_confusion(pairs: pd.DataFrame, path: str | Path) -> None:
-    """Draw how often which finding was written for which, from `pairs` (actual, predicted): a row an actual finding."""
+    """Draw how often which finding was written for which, from `pairs` (actual, predicted)."""
     occurring = set(pairs["actual"]) | set(pairs["predicted"])
     names = [name for name in (*FINDINGS, NOTHING) if name in occurring] or [NOTHING]
     counts = pd.crosstab(pairs["actual"], pairs["predicted"])

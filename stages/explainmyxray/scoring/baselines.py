@@ -1,4 +1,4 @@
-"""What a report scores without a language model's help: arrays and tables in, texts, indices or findings out."""
+"""What reports score without a language model: arrays and tables in, texts, indices or findings out."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ MIN_PATIENTS = 5  # of which a fifth is set aside to choose C and threshold
 
 
 def majority(train: pd.DataFrame) -> str:
-    """One report for every image: the commonest report of the commonest label combination of `train` (labels, report).
+    """The commonest report of the commonest label combination of `train` (labels, report), for every image.
 
     Of equally common ones the first in alphabetical order, so that it does not depend on the order of rows.
     """
@@ -42,8 +42,9 @@ def classifier(
 ) -> list[Findings]:
     """Findings of the (m, d) test features by a logistic regression a finding on the (n, d) of training.
 
-    `train_labels` are n sets, `patients` n names. C and threshold, the same for all findings, are those with the best
-    micro-F1 on the images of a fifth of the patients, set aside: a weak baseline would flatter the model.
+    `train_labels` are n sets, `patients` n names. C and threshold, the same for all findings, are those with
+    the best micro-F1 on the images of a fifth of the patients, set aside: a weak baseline would flatter the
+    model.
     """
     c, threshold = _select_c_and_threshold(train_features, train_labels, patients, seed)
     probabilities = _predict_proba(train_features, train_labels, test_features, c)
@@ -51,10 +52,11 @@ def classifier(
 
 
 def other_patients(patients: Sequence[str], seed: int) -> np.ndarray:
-    """For each of n images the index of one of another patient: int64 (n,), a permutation wherever one exists.
+    """For each of n images the index of another patient's: int64 (n,), a permutation wherever one exists.
 
-    So the shown images are the test set's own, each once. None exists where one patient has over half of the images:
-    then each image gets a random one of the other patients. Raises UserError where there is one patient only.
+    So the shown images are the test set's own, each once. None exists where one patient has over half of the
+    images: then each image gets a random one of the other patients. Raises UserError where there is one
+    patient only.
     """
     names, patient_index, num_images = np.unique(
         np.asarray(patients, dtype=str), return_inverse=True, return_counts=True
@@ -69,8 +71,9 @@ def other_patients(patients: Sequence[str], seed: int) -> np.ndarray:
     image_keys = rng.random(total)
     patient_keys = rng.permutation(len(names))[patient_index]
     line = np.lexsort([image_keys, patient_keys])
-    # 2) Rotate the line by the largest patient's number of images. No patient's block is longer, so every image leaves
-    #    its own block; and none comes back from the other end, for that block has at most half of the line.
+    # 2) Rotate the line by the largest patient's number of images. No patient's block is longer, so every
+    # image leaves its own block; and none comes back from the other end, for that block has at most half of
+    # the line.
     shown = np.empty(total, dtype=np.int64)
     shown[line] = np.roll(line, -largest)
     return shown

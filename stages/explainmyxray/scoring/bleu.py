@@ -1,7 +1,7 @@
-"""Corpus BLEU as sacreBLEU computes it, as an `evaluate` metric that needs no hub: `evaluate.load(bleu.__file__)`.
+"""Corpus BLEU of sacreBLEU as an `evaluate` metric that needs no hub: `evaluate.load(bleu.__file__)`.
 
-`evaluate.load("sacrebleu")` fetches code from a hub at run time; this file is pinned with the repository. BLEU is
-Papineni et al. 2002; the settings and their signature are sacreBLEU's defaults (Post 2018).
+`evaluate.load("sacrebleu")` fetches code from a hub at run time; this file is pinned with the repository.
+BLEU is Papineni et al. 2002; the settings and their signature are sacreBLEU's defaults (Post 2018).
 """
 
 import datasets
@@ -31,9 +31,10 @@ class Bleu(evaluate.Metric):
 
 
 def statistics(predictions, references) -> np.ndarray:
-    """What each pair adds to BLEU: int64 (n, 10), lengths of prediction and reference, 4 matches, 4 totals of n-grams.
+    """What each pair adds to BLEU: int64 (n, 10).
 
-    Corpus BLEU is a function of their sum, so that a resample of the pairs needs no second look at the texts.
+    Lengths of prediction and reference, then matches and totals of 1-grams to 4-grams. Corpus BLEU is a
+    function of their sum, so that a resample of the pairs needs no second look at the texts.
     """
     # `sentence_score` warns without `effective_order`; it changes the score, not the counts taken here.
     bleu = BLEU(effective_order=True)

@@ -1,4 +1,4 @@
-"""The whole of `metrics/eval.json` from `metrics/predictions.csv`: no model, no image, the same again at any time."""
+"""The whole of `metrics/eval.json` from `metrics/predictions.csv`: without model or image, at any time."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -63,12 +63,12 @@ def score(
 ) -> Evaluation:
     """Score a table with the text `COLUMNS`.
 
-    `known_words` are those of the training reports (`malformed.vocabulary`); `labeler` gives the findings that a text says
-    are there.
+    `known_words` are those of the training reports (`malformed.vocabulary`); `labeler` gives the findings
+    that a text says are there.
 
     Raises ValueError where `labels` or `labeler` name what is none of the 14 findings.
     """
-    # 1) What each report says, and what it adds to each figure. Baselines repeat themselves: each text is read once.
+    # 1) What each report says, and what it adds to each figure. Each text is read once.
     true = [split_labels(labels) for labels in predictions["labels"]]
     labeler = cache(labeler)
     predicted = {}
@@ -95,7 +95,7 @@ def score(
 
 
 def headline(metrics: dict) -> dict:
-    """The few figures of `metrics` that `dvc metrics` and `dvc exp show` compare on one screen: flat, with short names."""
+    """The few figures of `metrics` that `dvc metrics` and `dvc exp show` compare on one screen."""
     baselines = metrics["baselines"]
     return {
         "bleu": metrics["bleu"],
@@ -199,7 +199,10 @@ def _finding_rows(counts: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
 
 
 def _best_to_worst(statistics: Statistics) -> np.ndarray:
-    """Most agreement of the findings first; of equals the one with more to find, fewer errors, the closer wording."""
+    """Most agreement of the findings first.
+
+    Of equals the one with more to find, then fewer errors, then the closer wording.
+    """
     tp, fp, fn = statistics["findings"].sum(axis=1).T
     # Jaccard's index of the two sets of findings; 1 where both are empty.
     agreement = np.where(tp + fp + fn > 0, tp / np.maximum(tp + fp + fn, 1), 1.0)

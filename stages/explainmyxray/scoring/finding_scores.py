@@ -1,7 +1,7 @@
 """How well the findings of the generated reports agree with the labels, from sets of names.
 
-The figures are functions of counts, so that a resample of patients needs the counts alone. `No Finding` is the empty
-set: it counts in `exact_match` and nowhere else.
+The figures are functions of counts, so that a resample of patients needs the counts alone. `No Finding` is
+the empty set: it counts in `exact_match` and nowhere else.
 """
 
 import itertools
@@ -17,7 +17,7 @@ Findings = frozenset[str]
 
 
 def outcome_counts(true: Sequence[Findings], predicted: Sequence[Findings]) -> np.ndarray:
-    """True positives, false positives and false negatives: int64 (n, 14, 3), from two lists of n sets of findings.
+    """True positives, false positives, false negatives: int64 (n, 14, 3), from two lists of n sets.
 
     Raises ValueError for a name that is none of the 14: it would be left out of every figure without a word.
     """
@@ -31,7 +31,10 @@ def exact_match(true: Sequence[Findings], predicted: Sequence[Findings]) -> np.n
 
 
 def precision_recall_f1(counts: np.ndarray) -> np.ndarray:
-    """(..., 3) true positives, false positives, false negatives to (..., 3) precision, recall, F1; 0 if undefined."""
+    """(..., 3) true positives, false positives, false negatives to (..., 3) precision, recall, F1.
+
+    0 where one is undefined.
+    """
     tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     precision = _ratio(tp, tp + fp)
     recall = _ratio(tp, tp + fn)
@@ -52,8 +55,8 @@ def micro_f1(counts: np.ndarray) -> np.ndarray:
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     """(..., 14, 3) summed counts to (...): the mean F1 of the findings that some image has.
 
-    A finding that no image has can only be wrong: it would drag the mean to 0 for its absence. Inventing it costs
-    `micro_f1` all the same.
+    A finding that no image has can only be wrong: it would drag the mean to 0 for its absence. Inventing it
+    costs `micro_f1` all the same.
     """
     present = support(counts) > 0
     return _ratio((f1(counts) * present).sum(-1), present.sum(-1).astype(float))
@@ -82,8 +85,8 @@ def per_finding(counts: np.ndarray) -> dict[str, dict[str, float]]:
 def confusion_pairs(true: Sequence[Findings], predicted: Sequence[Findings]) -> list[tuple[str, str]]:
     """(actual, predicted) pairs for a confusion matrix: what was written instead of what.
 
-    A finding of an image that was found meets itself. Each one missed meets each one invented in the same report, and
-    `nothing` where there is none.
+    A finding of an image that was found meets itself. Each one missed meets each one invented in the same
+    report, and `nothing` where there is none.
     """
     pairs = []
     for actual, named in zip(true, predicted, strict=True):

@@ -1,8 +1,9 @@
 """95 % percentile bootstrap over patients (Efron & Tibshirani 1993, chapter 13).
 
-The images of one patient resemble each other, so patients are drawn, with all their images, not images. Every figure is
-a function of sums over images (`sufficient_statistics`), so a resample is a row of weights times a table of sums: 10,000
-take seconds. The same weights serve every system, so that differences between two of them are paired.
+The images of one patient resemble each other, so patients are drawn, with all their images, not images. Every
+figure is a function of sums over images (`sufficient_statistics`), so a resample is a row of weights times a
+table of sums: 10,000 take seconds. The same weights serve every system, so that differences between two of
+them are paired.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Malformed reports: what neither BLEU nor the findings notice.
 
-A text that names the right findings and holds `<loc0597>`, ends in the middle of a sentence or writes a word that no
-training report has is no report. The rules need no list of templates: what a report must have is read off its reference.
+A text that names the right findings and holds `<loc0597>`, ends in the middle of a sentence or writes a word
+that no training report has is no report. The rules need no list of templates: what a report must have is read
+off its reference.
 """
 
 import re
@@ -31,8 +32,9 @@ def vocabulary(reports: Iterable[str]) -> list[str]:
 def defects(text: str, reference: str, known_words: frozenset[str]) -> set[str]:
     """Which of `DEFECTS` a generated text has.
 
-    `non_word`: a piece that no report holds. `no_impression`: the reference has an impression, the text none. `cut_off`:
-    the reference ends with a sentence, the text does not. `unknown_word`: a word that no training report has.
+    `non_word`: a piece that no report holds. `no_impression`: the reference has an impression, the text none.
+    `cut_off`: the reference ends with a sentence, the text does not. `unknown_word`: a word that no training
+    report has.
     """
     found = set()
     if PIECE.search(text):

@@ -1,6 +1,7 @@
-"""ROUGE as `rouge_score` computes it, as an `evaluate` metric that needs no hub: `evaluate.load(rouge.__file__)`.
+"""ROUGE of `rouge_score` as an `evaluate` metric that needs no hub: `evaluate.load(rouge.__file__)`.
 
-ROUGE is Lin 2004; `rouge_score` is Google's implementation. F-measures, no stemming; ROUGE-L over the whole report.
+ROUGE is Lin 2004; `rouge_score` is Google's implementation. F-measures, no stemming; ROUGE-L over the whole
+report.
 """
 
 import datasets
@@ -15,7 +16,10 @@ DESCRIPTION = (
 
 
 class Rouge(evaluate.Metric):
-    """`compute(predictions=[str], references=[str])` gives the mean of each kind; `per_pair=True` an array of each."""
+    """`compute(predictions=[str], references=[str])` gives the mean of each kind.
+
+    With `per_pair=True` it gives an array (n,) of each.
+    """
 
     def _info(self):
         text = datasets.Value("string")

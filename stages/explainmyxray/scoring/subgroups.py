@@ -15,10 +15,11 @@ NUM_FINDINGS = ("none", "single", "combined")
 def subgroup_metrics(
     predictions: pd.DataFrame, score: Callable[[np.ndarray], dict]
 ) -> dict[str, dict[str, dict]]:
-    """`<kind>.<subgroup>`: n, too_small, bleu, exact_match, micro_f1; `score` gives the figures of a mask (n,).
+    """`<kind>.<subgroup>`: n, too_small, bleu, exact_match, micro_f1.
 
-    Unknown ages, views and sexes are in no subgroup. `findings.none` has no micro_f1: with nothing to be found it is
-    always 0, and `exact_match` says all.
+    `score` gives the figures of the rows that a mask (n,) chooses. Unknown ages, views and sexes are in no
+    subgroup. `findings.none` has no micro_f1: with nothing to be found it is always 0, and `exact_match` says
+    all.
     """
     # Each kind of subgroup with the one that every row belongs to; blank where unknown.
     kinds = {

@@ -1,6 +1,7 @@
 """Sufficient statistics of the figures: what each report adds to them, and the figures from sums of it.
 
-A sum over all images, a subgroup or a bootstrap resample gives that set's figures without a second look at the texts.
+A sum over all images, a subgroup or a bootstrap resample gives that set's figures without a second look at
+the texts.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def sufficient_statistics(
     true: Sequence[frozenset[str]],
     predicted: Sequence[frozenset[str]],
 ) -> Statistics:
-    """A row for each of n texts: `n` (n,), `bleu` (n, 10), `rouge` (n, 3), `findings` (n, 14, 3), `exact` (n,)."""
+    """A row a text: `n` (n,), `bleu` (n, 10), `rouge` (n, 3), `findings` (n, 14, 3), `exact` (n,)."""
     # In memory: no cache file that a second run at the same time could meet.
     metric = evaluate.load(rouge.__file__, keep_in_memory=True)
     f_measures = metric.compute(predictions=texts.tolist(), references=references.tolist(), per_pair=True)
@@ -44,7 +45,7 @@ def select(statistics: Statistics, mask: np.ndarray) -> Statistics:
 
 
 def metrics_from_statistics(sums: Statistics) -> dict[str, np.ndarray]:
-    """The figures of `sums`: numbers, or arrays (samples,) where the sums have a first dimension for resamples."""
+    """The figures of `sums`: numbers, or arrays (samples,) where the sums are those of resamples."""
     mean_rouge = np.moveaxis(sums["rouge"], -1, 0) / sums["n"]
     return {
         "bleu": np.apply_along_axis(bleu.from_statistics, -1, sums["bleu"]),
