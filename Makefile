@@ -15,7 +15,7 @@ define need_python
     "(apt install python3; uv python install 3.13), or name it: make PYTHON=/path/to/python3.13"; exit 1; } >&2
 endef
 
-.PHONY: repro test doctor app base lock FORCE
+.PHONY: repro test doctor app gpu-report base lock FORCE
 
 repro: .venv/installed
 	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
@@ -25,6 +25,9 @@ test: .venv/installed
 
 doctor: .venv/installed
 	$(VENV)/python stages/doctor.py
+
+gpu-report: .venv/installed    # what one GPU does with the 3B model's shape, in under ten minutes; docs/benchmarks.md
+	$(VENV)/python tests/gpu_report.py
 
 app: .venv/installed    # after `make repro`: it reads models/adapter
 	$(VENV)/python stages/app.py

@@ -42,9 +42,9 @@ GOOD, NOTE, MISSING = "ok", "note", "MISSING"
 PROMPT = 8  # tokens of <bos>, prompt and line break, at most
 GIB = 2**30
 
-# GiB of prepared images, DVC's cache of them and checkpoints; from Kaggle two archives are added: 2.3 as its client
-# prints for chest-xray-pneumonia, and some 4.5 for the NIH sample
-WORK_DISK = {"phantom": 1, "kaggle": 10}
+# GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take some 0.4, twice, and three
+# checkpoints of PaliGemma-3B's adapter with its optimizer 0.25
+WORK_DISK = 2
 
 # google/paligemma-3b-*: `main` holds float32 shards, `float16` and `bfloat16` half of that
 PALIGEMMA_3B = "google/paligemma-3b"
@@ -224,22 +224,23 @@ def step(settings: Settings) -> Iterator[Line]:
 
 
 def disk(settings: Settings) -> Iterator[Line]:
-    """Room for archives, images and checkpoints here, and for the base in the hub's cache, often another disk."""
+    """Room for images and checkpoints here (`data` has the archives), and for the base in the hub's cache, often another disk."""
     here = Path.cwd()
-    work = WORK_DISK[settings.data.source]
     if Path(settings.model.id).is_dir():
-        yield disk_line("here", here, work)
+        yield disk_line("here", here, WORK_DISK)
         return
     cache_folder = Path(constants.HF_HUB_CACHE)
     cache_name = f"in the hub's cache, {cache_folder} (HF_HOME names another)"
-    download = download_size(settings)
-    size = download or 0
+    known_size = download_size(settings)
+    size = known_size or 0
     if nearest_folder(cache_folder).stat().st_dev == here.stat().st_dev:
-        yield disk_line(f"here and {cache_name}", here, work + size, f", {size:.1f} of them for the base")
+        yield disk_line(
+            f"here and {cache_name}", here, WORK_DISK + size, f", {size:.1f} of them for the base"
+        )
     else:
-        yield disk_line("here", here, work)
+        yield disk_line("here", here, WORK_DISK)
         yield disk_line(cache_name, cache_folder, size)
-    if download is None:
+    if known_size is None:
         yield NOTE, f"disk: what {settings.model.id} takes in the cache is not known without the hub"
 
 

@@ -7,21 +7,26 @@ def held(model) -> int:
     """Bytes of all weights, each once, with the constants of the 4-bit ones."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if state := getattr(getattr(module, "weight", None), "quant_state", None):
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state:
             tensors += [state.absmax, state.state2.absmax]
-    return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
+    bytes_of_storage = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        bytes_of_storage[storage._cdata] = storage.nbytes()
+    return sum(bytes_of_storage.values())
 
 
 def peak(step) -> int:
-    """The most bytes that tensors made in `step` hold at once."""
+    """The most bytes that tensors made in `step` hold at once, on a CPU."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
+    changes = []
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            changes.append((event.start_ns(), event.nbytes()))
     now = most = 0
-    for _, size in sorted(
-        (e.start_ns(), e.nbytes())
-        for e in profiler.profiler.kineto_results.events()
-        if e.name() == "[memory]"
-    ):
-        now += size
+    for _, change in sorted(changes):  # in the order of time; what is freed has a negative size
+        now += change
         most = max(most, now)
     return most

@@ -149,6 +149,7 @@ def checkpointable_layers(model) -> list[nn.Module]:
 def free_memory() -> int:
     """Bytes that this process may still take: of its GPU, or of the machine's memory."""
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what torch's allocator keeps for this process counts as used
         free, total = torch.cuda.mem_get_info()
         return free
     return psutil.virtual_memory().available
