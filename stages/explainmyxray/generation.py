@@ -1,16 +1,22 @@
 """Generating reports in batches: greedy, by beam search or sampled. Prompts are of one length, so nothing is padded."""
 
+import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import PaliGemmaProcessor
+from transformers import LogitsProcessor, LogitsProcessorList, PaliGemmaProcessor
 
 from explainmyxray import settings
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.inputs import open_image, prompt_batch
+
+# A piece that stands for something else than its letters: <image>, <loc0597>, <seg039>, <unused7>, <start_of_turn>, <table>.
+CONTROL_PIECE = re.compile(r"<[^<>\s]+>")
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # of a character that has no piece of its own: text
 
 
 @gpu_memory_errors()
@@ -52,9 +58,48 @@ def generate_texts(
 ) -> list[str]:
     """The text after image and prompt, all images in one batch; `generate_kwargs` are those of `model.generate`."""
     batch = {name: value.to(model.device) for name, value in prompt_batch(images, processor).items()}
-    sequences = model.generate(**batch, **generate_kwargs)
+    sequences = model.generate(**batch, logits_processor=words_only(model, processor), **generate_kwargs)
     new_tokens = sequences[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+
+
+def words_only(model, processor: PaliGemmaProcessor) -> LogitsProcessorList:
+    """What keeps `model.generate` to words: tuning leaves the base's other pieces a small probability of their own."""
+    ends = {processor.tokenizer.eos_token_id}
+    configured = model.generation_config.eos_token_id  # of a chat model several: <end_of_turn> among them
+    ends |= set(configured) if isinstance(configured, list) else {configured}
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return LogitsProcessorList(
+        [SuppressPieces(no_words(processor.tokenizer, vocabulary, frozenset(ends - {None})))]
+    )
+
+
+@lru_cache(maxsize=4)
+def no_words(tokenizer, vocabulary: int, ends: frozenset[int]) -> torch.Tensor:
+    """(vocabulary,) true for each piece that no report can hold; those that end a report, `ends`, are false.
+
+    That is control pieces, special ones and the rows of the output layer that have no piece at all.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    suppressed = torch.ones(vocabulary, dtype=torch.bool)
+    for number, piece in enumerate(pieces):
+        if piece is None:
+            continue
+        suppressed[number] = bool(CONTROL_PIECE.fullmatch(piece)) and not BYTE_PIECE.fullmatch(piece)
+    suppressed[list(tokenizer.all_special_ids)] = True
+    suppressed[list(ends)] = False
+    return suppressed
+
+
+class SuppressPieces(LogitsProcessor):
+    """Gives the pieces of a mask (vocabulary,) no probability, in greedy decoding, beams and samples alike."""
+
+    def __init__(self, suppressed: torch.Tensor):
+        self.suppressed = suppressed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.suppressed = self.suppressed.to(scores.device)
+        return scores.masked_fill(self.suppressed, -torch.inf)
 
 
 @gpu_memory_errors()

@@ -1,0 +1,68 @@
+"""Generated reports hold words alone, and sampled ones are the same whatever the batch."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import ROOT
+from explainmyxray.generation import generate_texts, no_words
+from explainmyxray.model.adapter import add_lora
+from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.settings import load_settings
+from explainmyxray.sources import phantom
+
+SETTINGS = load_settings(ROOT / "params.yaml")
+EOS = 1
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    base = SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})
+    return add_lora(load_base(base, SETTINGS.quantization), SETTINGS.lora).eval(), load_processor(base)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [film.read() for film in phantom.sample(phantom.PIPELINE, 8, 3, 224)]
+
+
+def test_no_piece_of_a_report_is_suppressed_and_each_that_is_none_is(tiny, small_data):
+    tokenizer = tiny[1].tokenizer
+    suppressed = no_words(tokenizer, len(tokenizer) + 3, frozenset({EOS}))
+    reports = pd.read_csv(Path(small_data) / "data/reports.csv")["report"]
+    used = sorted(
+        {token for report in reports for token in tokenizer(report, add_special_tokens=False).input_ids}
+    )
+    assert len(used) > 50
+    assert not suppressed[used].any() and not suppressed[EOS]
+    pieces = ["<loc0597>", "<seg039>", "<image>", "<bos>", "<pad>", "<mask>", "<unk>"]
+    assert suppressed[tokenizer.convert_tokens_to_ids(pieces)].all()
+    assert suppressed[-3:].all()  # rows of the output layer that have no piece
+    assert not suppressed[tokenizer.convert_tokens_to_ids("<0xC2>")]  # a byte of a character without a piece
+
+
+@pytest.mark.parametrize(
+    "generate_kwargs",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 2},
+        {"do_sample": True, "num_return_sequences": 4, "top_k": 0},
+    ],
+    ids=["greedy", "beam", "sampled"],
+)
+def test_a_piece_that_is_no_word_is_not_written_however_likely(tiny, images, generate_kwargs):
+    model, processor = tiny
+    location = processor.tokenizer.convert_tokens_to_ids("<loc0597>")
+
+    def favour(module, args, logits):
+        logits[..., location] += 1e4
+        return logits
+
+    hook = model.get_output_embeddings().register_forward_hook(favour)
+    try:
+        texts = generate_texts(model, processor, images[:1], max_new_tokens=8, **generate_kwargs)
+    finally:
+        hook.remove()
+    assert texts and all(texts)
+    assert not any("<" in text for text in texts)
