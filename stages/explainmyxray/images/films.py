@@ -1,9 +1,9 @@
 """The one way in for films that are not trusted: members of archives, uploads, files on disk; PNG, JPEG or DICOM.
 
-They are decoded in a process of their own, with limits of time and memory. The compiled decoders below Pillow and
-pydicom can end the process that they run in (python-gdcm throws C++ exceptions that nothing catches, about once in 100
-mutations of pydicom's own files), and a few kilobytes can keep one busy for minutes. So a file costs `CPU_SECONDS` and
-`MEMORY_BYTES` at most, and a decoder that dies takes nothing with it.
+They are decoded in another process, with limits of time and memory. The compiled decoders below Pillow and pydicom
+can end the process that they run in (python-gdcm throws C++ exceptions that nothing catches, on one in 250 files that
+tests/fuzz_films.py makes) or spoil its memory, and a few kilobytes can keep one busy for minutes. So a file costs
+`CPU_SECONDS` and `MEMORY_BYTES` at most, and takes nothing with it.
 """
 
 import contextlib
@@ -16,10 +16,18 @@ from pathlib import Path
 from PIL import Image
 
 from explainmyxray.images import decoder_process
-from explainmyxray.images.decoder_process import COLOUR, DECODE, IMAGE_HEADER, READY, REQUEST_HEADER
+from explainmyxray.images.decoder_process import (
+    ANSWER_HEADER,
+    COLOUR,
+    DECODE,
+    IMAGE_HEADER,
+    READY,
+    REQUEST_HEADER,
+)
 from explainmyxray.images.decoding import MAX_FILE_BYTES, BadImage
 
 STAGES = Path(__file__).resolve().parents[2]
+TOO_SLOW = -signal.SIGXCPU  # exit status of a process that has used up its processor time
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # in the names of variables that a decoder has no need of
 
 
@@ -35,14 +43,6 @@ def open_film(data: bytes) -> Image.Image:
 def is_colour(data: bytes) -> bool:
     """Whether a file that `open_film` takes is a colour picture, not a grey one in three channels. False for DICOM."""
     return _ask(COLOUR, data) == b"\x01"
-
-
-class DecoderDied(Exception):
-    """The process ended before it answered; `status` is its exit status, negative for a signal."""
-
-    def __init__(self, status: int):
-        super().__init__(status)
-        self.status = status
 
 
 class Decoder:
@@ -74,19 +74,17 @@ class Decoder:
                 f"the decoding process did not start (status {status}); "
                 f"try PYTHONPATH={STAGES} {sys.executable} -m {decoder_process.__name__}"
             )
-        self.used = False
 
     def ask(self, question: bytes, data: bytes) -> bytes:
-        """The answer to a question about a file. Raises BadImage with the decoder's reason, or DecoderDied."""
-        self.used = True
+        """The answer to a question about a file. Raises BadImage, or EOFError where the process has been killed."""
         try:
             self.process.stdin.write(REQUEST_HEADER.pack(question, len(data)))
             self.process.stdin.write(data)
             self.process.stdin.flush()
-            ok, length = decoder_process.ANSWER_HEADER.unpack(self._read(decoder_process.ANSWER_HEADER.size))
-            answer = self._read(length)
-        except (BrokenPipeError, EOFError):
-            raise DecoderDied(self.close()) from None
+        except BrokenPipeError:
+            raise EOFError from None
+        ok, length = ANSWER_HEADER.unpack(self._read(ANSWER_HEADER.size))
+        answer = self._read(length)
         if not ok:
             raise BadImage(answer.decode())
         return answer
@@ -112,23 +110,30 @@ os.register_at_fork(after_in_child=_idle.clear)
 
 def _ask(question: bytes, data: bytes) -> bytes:
     """The answer of an idle decoder, or of a new one. Raises BadImage."""
-    while True:
-        try:
-            decoder = _idle.pop()
-        except IndexError:
-            decoder = Decoder()
-        was_used = decoder.used
-        try:
-            answer = decoder.ask(question, data)
-        except DecoderDied as death:
-            if death.status == -signal.SIGXCPU:
-                raise BadImage("too_slow") from None
-            # An earlier file may have left the decoder broken: only a new one tells which file it was.
-            if was_used:
-                continue
-            raise BadImage("damaged") from None
-        except BadImage:
-            _idle.append(decoder)
-            raise
+    try:
+        decoder = _idle.pop()
+    except IndexError:
+        decoder = Decoder()
+    try:
+        return _ask_decoder(decoder, question, data)
+    except EOFError:
+        if decoder.close() == TOO_SLOW:
+            raise BadImage("too_slow") from None
+    # It may have been killed for another reason than this file: a new one will tell.
+    decoder = Decoder()
+    try:
+        return _ask_decoder(decoder, question, data)
+    except EOFError:
+        reason = "too_slow" if decoder.close() == TOO_SLOW else "damaged"
+        raise BadImage(reason) from None
+
+
+def _ask_decoder(decoder: Decoder, question: bytes, data: bytes) -> bytes:
+    """The answer of `decoder`, which is idle again afterwards. Raises BadImage, or EOFError where it died."""
+    try:
+        answer = decoder.ask(question, data)
+    except BadImage:
         _idle.append(decoder)
-        return answer
+        raise
+    _idle.append(decoder)
+    return answer
