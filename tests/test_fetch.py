@@ -358,3 +358,73 @@ def test_real_films_on_all_cores_and_on_one(tmp_path, monkeypatch):
     )
     assert len(table) == 146 and table["sha256"].is_unique
     assert "146 junk, 140 tree copies" in done.stdout
+
+
+def test_names_that_no_disk_takes_are_dropped_and_counted(place):
+    """Also names in other scripts, of which a digit is one for a pattern, and names that a spreadsheet takes for a formula."""
+    pneumonia(
+        {
+            f"PNEUMONIA/person{'1' * 290}_virus_2.jpeg": encoded(pixels(1)),
+            "PNEUMONIA/person\u0661\u0662_virus_2.jpeg": encoded(pixels(2)),
+            "PNEUMONIA/=cmd.jpeg": encoded(pixels(3)),
+            "PNEUMONIA/person3_virus_2.jpeg": encoded(pixels(4)),
+        }
+    )
+    table, metrics = run()
+    audit = metrics["chest_xray_pneumonia"]
+    assert (audit["images_kept"], audit["bad_dropped"]["unknown_name"]) == (1, 3)
+    assert audited(audit) == audit["members"] == 4
+
+
+@pytest.mark.parametrize("digits", [4, 400, 5000])
+def test_cells_that_make_no_sense_are_left_blank_and_counted(place, digits):
+    write_zip(
+        Path("data/archives") / NIH,
+        nih_members(
+            f"00000001_000.png,Mass,000,00000001,{'9' * digits}Y,=1+1,@SUM",
+            "00000002_000.png,Mass,000,00000002,060Y,F,PA",
+            "00000003_000.png,Mass,000,00000003,,,",
+            f"00000004_000.png,Mass,000,{'7' * 300},060Y,F,PA",
+            "00000005_000.png,Mass,000,=HYPERLINK(1),060Y,F,PA",
+        ),
+    )
+    table, metrics = run()
+    audit = metrics["nih_sample"]
+    nih = table[table["source"] == "nih_sample"]
+    assert nih[["age_years", "sex", "view"]].to_numpy().tolist() == [
+        ["", "", ""],
+        ["60", "F", "PA"],
+        ["", "", ""],
+    ]
+    assert audit["cells_blanked"] == {"age_years": 1, "sex": 1, "view": 1}
+    assert (audit["rows"], audit["rows_dropped"], audit["images_without_row"]) == (3, 2, 2)
+    assert not table.map(lambda cell: cell.startswith(("=", "+", "-", "@"))).any(axis=None)
+
+
+def test_a_long_label_is_quoted_short(place):
+    write_zip(
+        Path("data/archives") / NIH, nih_members(f"00000001_000.png,{'x' * 5000},000,00000001,060Y,M,PA")
+    )
+    with pytest.raises(UserError) as caught:
+        fetch.main()
+    assert "has the labels 'xxx" in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.slow
+def test_a_slow_member_costs_seconds_and_is_counted(place):
+    padded = encoded(pixels(1), "JPEG")
+    pneumonia(
+        {
+            "NORMAL/IM-0001-0001.jpeg": padded[:2] + b"\xff" * (60 * 2**20) + padded[2:],
+            "NORMAL/IM-0002-0001.jpeg": encoded(pixels(2), "JPEG"),
+        }
+    )
+    audit = run()[1]["chest_xray_pneumonia"]
+    assert (audit["bad_dropped"]["too_slow"], audit["images_kept"]) == (1, 1)
+
+
+def test_a_link_in_the_place_of_the_images_is_one_line(place, tmp_path):
+    Path("data/images").symlink_to(tmp_path)
+    done = subprocess.run(stage_command(), env=stage_environment(), capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: data/images is a symbolic link, and a folder is to be written there" in done.stderr

@@ -16,7 +16,10 @@ from explainmyxray.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or a folder to; it replaces `path` when the block ends without error."""
+    """Yield a path beside `path` to write a file or a folder to; it replaces `path` when the block ends without error.
+
+    Raises UserError where a folder stands in the place of a file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path)
@@ -31,6 +34,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 os.rename(path, old)
             os.rename(aside, path)
             _remove(old)
+        elif path.is_dir() and not path.is_symlink():
+            raise UserError(f"{path} is a folder, and a file is to be written there: move it away")
         else:
             os.replace(aside, path)
     finally:
