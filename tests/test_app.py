@@ -271,11 +271,15 @@ def test_no_figure_claims_to_say_how_sure_the_model_is(served, film):
 
 def test_no_markup_of_a_report_is_taken_for_the_pages_own():
     explanation = Explanation(
-        "", "<script>alert(1)</script> Impression: <img src=x>", remarks=("<b>odd</b>",), warning="<b>odd</b>"
+        "",
+        "<script>alert(1)</script> Impression: <img src=x>",
+        remarks=("odd <b>A B</b>",),
+        warning="<b>odd</b>",
     )
     nowhere = Attribution(("<script>a mass</script>",), np.zeros((2, 2)), np.ones((2, 2)))
     shown = render_result(build_result(Image.new("L", (2000, 1000)), explanation, {"Mass": nowhere}))
-    assert "<script" not in shown and "<img src=x" not in shown and "<b>odd" not in shown.lower()
+    assert "<script" not in shown and "<img src=x" not in shown and "<b>odd" not in shown
+    assert "Odd &lt;b&gt;A B&lt;/b&gt;." in shown and "<b>A" not in shown
     assert "No single place counts" in shown and 'class="box"' not in shown
 
 
