@@ -217,9 +217,8 @@ def test_help_runs_nothing_and_an_unknown_argument_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     for given, status in (["--help"], 0), ([*arguments, "--nosuch"], 2):
-        monkeypatch.setattr(sys, "argv", [script, *given])
         with pytest.raises(SystemExit) as ended:
-            run_stage(script)
+            run_stage(script, *given)
         assert ended.value.code == status
     written = capsys.readouterr()
     assert "usage:" in written.out and "unrecognized arguments: --nosuch" in written.err
