@@ -84,14 +84,16 @@ def predict(settings: Settings) -> pd.DataFrame:
     base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER)
-    generated = generate(model, processor, IMAGES, test_images, settings.evaluate)
+    generated = generate(model, processor, IMAGES, test_images, settings.evaluate, seed=settings.seed)
     predictions[evaluation.MODEL] = generated
     shown = baselines.other_patients(test["patient"], settings.seed)
     predictions["blind"] = [generated[image] for image in shown]
 
     # 2) The base without adapter: its reports, and its image features for what needs no language model.
     with model.disable_adapter():
-        predictions["untuned"] = generate(model, processor, IMAGES, test_images, settings.evaluate, "untuned")
+        predictions["untuned"] = generate(
+            model, processor, IMAGES, test_images, settings.evaluate, "untuned", settings.seed
+        )
         batch_size = settings.evaluate.batch_size
         train_features = image_features(model, processor, IMAGES, train_images, batch_size).numpy()
         test_features = image_features(model, processor, IMAGES, test_images, batch_size).numpy()

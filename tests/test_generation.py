@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from explainmyxray.generation import generate_texts, no_words
+from explainmyxray.generation import consensus, generate_batch, generate_texts, no_words, sample_reports
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -66,3 +66,26 @@ def test_a_piece_that_is_no_word_is_not_written_however_likely(tiny, images, gen
         hook.remove()
     assert texts and all(texts)
     assert not any("<" in text for text in texts)
+
+
+def test_sampled_reports_and_their_consensus_are_the_same_whatever_the_batch(tiny, images):
+    short = SETTINGS.evaluate.model_copy(
+        update={"decoding": "consensus", "samples": 4, "max_new_tokens": 8, "batch_size": 12}
+    )
+    together = sample_reports(*tiny, images, short, 4, seed=42)
+    alone = [sample_reports(*tiny, [image], short, 4, seed=42)[0] for image in reversed(images)]
+    assert together == alone[::-1]
+    assert len({text for texts in together for text in texts}) > 6
+    assert together != sample_reports(*tiny, images, short, 4, seed=43)
+    assert generate_batch(*tiny, images, short, seed=42) == [consensus(texts) for texts in together]
+
+
+def test_the_consensus_is_the_report_that_most_others_agree_with():
+    mass = "Findings: A mass is seen. Impression: Lung mass."
+    reworded = "Findings: There is a mass. Impression: Mass."
+    normal = "Findings: The lungs are clear. Impression: No disease."
+    assert (
+        consensus([normal, reworded, mass, mass, normal]) == mass
+    )  # three name a mass; two in the same words
+    assert consensus([normal]) == normal
+    assert consensus([normal, mass, normal]) == normal

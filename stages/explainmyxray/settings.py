@@ -137,7 +137,9 @@ class Train(Section):
 class Evaluate(Section):
     batch_size: Count
     max_new_tokens: Count
-    num_beams: Count
+    decoding: Literal["greedy", "beam", "consensus"]
+    samples: Annotated[int, Field(ge=2)]
+    num_beams: Annotated[int, Field(ge=2)]
     bootstrap_samples: Count
     gallery: Count
 

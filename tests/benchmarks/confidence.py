@@ -22,12 +22,11 @@ sys.path.append(str(ROOT / "stages"))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
-from accelerate.utils import set_seed  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
-from explainmyxray.generation import generate_batch, generate_texts  # noqa: E402
+from explainmyxray.generation import generate_batch, sample_reports  # noqa: E402
 from explainmyxray.model.inputs import TrainingCollator  # noqa: E402
 from explainmyxray.reports.findings import FINDINGS  # noqa: E402
 from explainmyxray.reports.labeler import positive_findings  # noqa: E402
@@ -37,7 +36,6 @@ from explainmyxray.training.loss import token_losses  # noqa: E402
 
 SEED, COUNT, SAMPLES = 20270, 300, 32
 RESAMPLES = 2000
-SAMPLING = {"do_sample": True, "num_return_sequences": SAMPLES, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def main() -> None:
@@ -86,10 +84,7 @@ def measure(explainer, image) -> tuple[dict, dict[str, float]]:
     batch = TrainingCollator(processor)([(image, report)])
     on_device = {name: value.to(model.device) for name, value in batch.items()}
     (losses,) = token_losses(model, on_device)
-    set_seed(explainer.seed)
-    samples = generate_texts(
-        model, processor, [image], max_new_tokens=explainer.generation.max_new_tokens, **SAMPLING
-    )
+    (samples,) = sample_reports(model, processor, [image], explainer.generation, SAMPLES, explainer.seed)
 
     findings = positive_findings(report)
     sampled = [positive_findings(text) for text in samples]

@@ -6,34 +6,9 @@ of a sentence against the one that denies it: a report opens with what is there,
 whatever the image shows.
 """
 
-from accelerate.utils import set_seed
-from PIL import Image
-from transformers import PaliGemmaProcessor
-
-from explainmyxray.generation import generate_texts
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.reports.labeler import positive_findings
-
-
-def sample_findings(
-    model, processor: PaliGemmaProcessor, image: Image.Image, samples: int, max_new_tokens: int, seed: int
-) -> list[frozenset[str]]:
-    """The findings that each of `samples` reports asserts; the reports are drawn at temperature 1."""
-    set_seed(seed)
-    reports = generate_texts(
-        model,
-        processor,
-        [image],
-        max_new_tokens=max_new_tokens,
-        do_sample=True,
-        num_return_sequences=samples,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
-    return [positive_findings(report) for report in reports]
 
 
 def shares(sampled: list[frozenset[str]]) -> dict[str, float]:
-    """For each finding the share of the sampled reports that assert it."""
+    """For each finding the share of the sampled reports that assert it; `sampled` holds what each of them asserts."""
     return {finding: sum(finding in each for each in sampled) / len(sampled) for finding in FINDINGS}

@@ -7,10 +7,10 @@ from itertools import islice
 from PIL import Image
 
 from explainmyxray import settings
-from explainmyxray.explaining.confidence import sample_findings, shares
+from explainmyxray.explaining.confidence import shares
 from explainmyxray.explaining.explanation import Explanation
 from explainmyxray.explaining.remarks import remarks_on
-from explainmyxray.generation import generate_batch
+from explainmyxray.generation import consensus, generate_batch, sample_reports
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
@@ -77,39 +77,40 @@ class Explainer:
     def _explain_batch(self, films: list[Film]) -> list[Explanation]:
         # One batch writes the reports of all films that can be used; the others keep their place in the order.
         images = [film.image for film in films if not film.problem]
-        reports = []
-        if images:
-            reports = generate_batch(self.model, self.processor, images, self.generation)
-
-        written = iter(reports)
+        written = iter(self._write(images) if images else [])
         explanations = []
         for film in films:
             if film.problem:
                 explanations.append(Explanation(film.name, problem=film.problem))
             else:
-                explanations.append(self._explanation(film, next(written)))
+                report, sampled = next(written)
+                explanations.append(self._explanation(film, report, sampled))
         return explanations
 
-    def _explanation(self, film: Film, report: str) -> Explanation:
+    def _write(self, images: list[Image.Image]) -> list[tuple[str, list[str]]]:
+        """For each image its report and the reports sampled beside it: none where `samples` is 0."""
+        model, processor, generation = self.model, self.processor, self.generation
+        if generation.decoding != "consensus":
+            reports = generate_batch(model, processor, images, generation)
+            sampled = [[] for _ in images]
+            if self.samples:
+                sampled = sample_reports(model, processor, images, generation, self.samples, self.seed)
+            return list(zip(reports, sampled))
+        # The samples are drawn for the consensus already: they serve as confidence, too.
+        count = max(self.samples, generation.samples)
+        sampled = sample_reports(model, processor, images, generation, count, self.seed)
+        reports = [consensus(each) for each in sampled]
+        return [(report, each if self.samples else []) for report, each in zip(reports, sampled)]
+
+    def _explanation(self, film: Film, report: str, sampled: list[str]) -> Explanation:
         findings = positive_findings(report)
-        probabilities, agreement = None, None
-        if self.samples:
-            sampled = sample_findings(
-                self.model,
-                self.processor,
-                film.image,
-                self.samples,
-                self.generation.max_new_tokens,
-                self.seed,
-            )
-            probabilities = shares(sampled)
-            agreement = sampled.count(findings) / self.samples
+        in_samples = [positive_findings(each) for each in sampled]
         return Explanation(
             film.name,
             report,
             findings=tuple(sorted(findings)),
-            probabilities=probabilities,
-            agreement=agreement,
+            probabilities=shares(in_samples) if sampled else None,
+            agreement=in_samples.count(findings) / len(sampled) if sampled else None,
             remarks=remarks_on(report),
             warning=self.warning(film),
         )
