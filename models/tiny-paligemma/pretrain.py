@@ -186,9 +186,8 @@ def train(model, processor, images, findings, params: dict) -> dict[str, float]:
 
 def recognition(name: str, model, images, findings, augment) -> Lesson:
     """The binary cross-entropy of each finding, predicted from the tower's mean feature."""
-    head = torch.nn.Linear(
-        model.config.vision_config.hidden_size, len(FINDINGS)
-    )  # not kept after pretraining
+    # A head for this part alone: it is not kept.
+    head = torch.nn.Linear(model.config.vision_config.hidden_size, len(FINDINGS))
     targets = torch.zeros(len(findings), len(FINDINGS))
     for row, present in enumerate(findings):
         targets[row, [FINDINGS.index(name) for name in present]] = 1
@@ -260,9 +259,8 @@ def text_loss(model, processor, image_features, lessons: list[tuple[str, str]]) 
     length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers))
     input_ids = torch.full((len(lessons), length), tokenizer.pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
-    token_type_ids = torch.zeros_like(
-        input_ids
-    )  # 0: image and prompt, attended in both directions; 1: answer
+    # 0: image and prompt, attended in both directions; 1: answer.
+    token_type_ids = torch.zeros_like(input_ids)
     for row, (prompt, answer) in enumerate(zip(prompts, answers)):
         end = len(prompt) + len(answer)
         input_ids[row, :end] = torch.tensor(prompt + answer)

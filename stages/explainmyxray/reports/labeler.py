@@ -1,4 +1,4 @@
-"""Read the 14 findings out of any English chest X-ray report by rules and a vocabulary, not by its templates.
+"""Read the 14 findings out of any English chest X-ray report by rules; it never sees the templates.
 
 After NegEx (Chapman 2001), ConText (Harkema 2009), NegBio (Peng 2018) and CheXpert's labeler (Irvin 2019),
 with a cue's scope found from words and commas instead of a parse: find the mentions, find the cues for
