@@ -1,5 +1,6 @@
 """Several processes share a step: the same curve as one, the first alone writes, an error is one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,26 +8,27 @@ from pathlib import Path
 import pandas as pd
 
 from conftest import SMALL, write_params
+from explainmyxray.training.processes import find_free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
 SHARED = {
-    "lora": {"dropout": 0.0},
+    "lora": {"dropout": 0.0},  # each process would draw its own
     "train": {"gradient_accumulation_steps": 2, "num_train_epochs": 0.5},
-}  # dropout is each one's own
+}
 
 
-def train(folder: Path, *changes: dict):
+def train(folder: Path, *changes: dict) -> subprocess.CompletedProcess:
     write_params(folder, SMALL, SHARED, *changes)
-    return subprocess.run(
-        [sys.executable, ROOT / "stages/train_qlora.py"], cwd=folder, capture_output=True, text=True
-    )
+    return subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True)
 
 
 def curve(folder: Path, name: str) -> pd.Series:
-    return pd.read_csv(folder / f"metrics/curves/plots/metrics/{name}.tsv", sep="\t", index_col="step")[name]
+    table = pd.read_csv(folder / f"metrics/curves/plots/metrics/{name}.tsv", sep="\t", index_col="step")
+    return table[name]
 
 
-def test_two_processes_follow_the_curve_of_one(workspace, tmp_path):
+def test_two_processes_follow_the_curve_of_one(workspace):
     curves = []
     for count in (1, 2):
         done = train(workspace, {"train": {"num_processes": count}})
@@ -42,10 +44,58 @@ def test_an_error_in_a_process_is_one_line(workspace):
     done = train(workspace, {"train": {"num_processes": 2, "learning_rate": 1.0e30, "warmup_steps": 0}})
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: the ")
-    assert "at step 2" in done.stderr
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("error: the ")
+    assert "at step 2" in last_line
 
 
 def test_a_step_that_cannot_be_shared_is_refused(workspace):
     done = train(workspace, {"train": {"num_processes": 3}})
-    assert done.returncode == 1 and "is no multiple of num_processes (3)" in done.stderr
+    assert done.returncode == 1
+    assert "is no multiple of num_processes (3)" in done.stderr
+
+
+def train_on_two_machines(folder: Path, data: Path, **environment: str) -> list[tuple[int, str, str]]:
+    """Status, output and errors of a process in each of two folders, started as `torchrun` starts them."""
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    processes = []
+    for rank in range(2):
+        machine = folder / f"machine{rank}"
+        machine.mkdir()
+        (machine / "data").symlink_to(data)
+        write_params(machine, SMALL, SHARED, {"train": {"max_steps": 2}})
+        processes.append(
+            subprocess.Popen(
+                COMMAND,
+                cwd=machine,
+                env={**os.environ, **environment, "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    results = []
+    for process in processes:
+        output, errors = process.communicate()
+        results.append((process.returncode, output, errors))
+    return results
+
+
+def test_machines_without_a_shared_folder_are_told_so(small_data, tmp_path):
+    for status, _, errors in train_on_two_machines(tmp_path, small_data / "data"):
+        assert status == 1
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert "process 1 does not see models/checkpoints/" in lines[0]
+        assert "one shared folder in EXPLAINMYXRAY_CHECKPOINTS" in lines[0]
+        assert "Traceback" not in errors
+
+
+def test_machines_with_a_shared_folder_train_one_adapter(small_data, tmp_path):
+    shared = tmp_path / "shared"
+    results = train_on_two_machines(tmp_path, small_data / "data", EXPLAINMYXRAY_CHECKPOINTS=str(shared))
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert (tmp_path / "machine0/models/adapter/adapter_model.safetensors").is_file()
+    assert not (tmp_path / "machine1/models").exists()
+    assert list(shared.iterdir()) == []
