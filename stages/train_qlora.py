@@ -2,11 +2,11 @@
 
     python stages/train_qlora.py
 
-Reads data/splits, data/images and the base model; writes models/adapter (plain PEFT, a model card, and what its images
-looked like), metrics/train.json and the training curves.
+Reads data/splits, data/images and the base model; writes models/adapter (plain PEFT, a model card, and what
+its images looked like), metrics/train.json and the training curves.
 
-A run that was cut off goes on from its last checkpoint under models/checkpoints, or under the folder that the environment
-variable EXPLAINMYXRAY_CHECKPOINTS names, which may lie on a disk that outlives the machine.
+A run that was cut off goes on from its last checkpoint under models/checkpoints, or under the folder that the
+environment variable EXPLAINMYXRAY_CHECKPOINTS names, which may lie on a disk that outlives the machine.
 """
 
 import os
@@ -88,7 +88,8 @@ def train_adapter() -> None:
         write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
         shutil.rmtree(checkpoints)
         print(
-            f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; adapter in {ADAPTER}",
+            f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; "
+            f"adapter in {ADAPTER}",
             flush=True,
         )
     state.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The real model's door: what stands behind `model.id`, before anything is loaded; and PaliGemma-3B's shape without weights."""
+"""What stands behind `model.id`, before anything is loaded; and PaliGemma-3B's shape without weights."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ exit_on_user_error(lambda: check_base(load_settings().model))
 def check(
     tmp_path, model_id: str, endpoint: str, program=("-c", PROGRAM), **more
 ) -> subprocess.CompletedProcess:
-    """Ask for `model_id` in a process of its own, for the hub's client reads its address when it is imported."""
+    """Ask for `model_id` in a process of its own: the hub's client reads its address when imported."""
     text = (ROOT / "params.yaml").read_text().replace("id: models/tiny-paligemma ", f"id: {model_id} ")
     (tmp_path / "params.yaml").write_text(text)
     env = {
@@ -113,7 +113,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
 
 
 def test_paligemma_3b_has_the_parameters_that_the_guide_says():
-    """The shape of google/paligemma-3b-pt-224 on the meta device: LoRA r 16 on attention trains 0.2277 % of it."""
+    """On the meta device: LoRA r 16 on attention trains 0.2277 % of google/paligemma-3b-pt-224."""
     with torch.device("meta"):
         model = add_lora(
             AutoModelForImageTextToText.from_config(paligemma_3b.shape()),

@@ -234,7 +234,7 @@ def clone(folder: Path, data: Path, *changes: dict) -> Path:
 
 
 def test_a_killed_run_goes_on_in_another_clone(small_data, finished, tmp_path, monkeypatch):
-    """With other loader processes, other layers recomputed and another comment; it ends with the same adapter."""
+    """With other loader processes, no layer recomputed and another comment; it ends with the same adapter."""
     drive = tmp_path / "drive"
     monkeypatch.setenv(checkpoints.VARIABLE, str(drive))
     first = clone(tmp_path / "first", small_data / "data")

@@ -1,4 +1,4 @@
-"""`kill -9` at ten random moments: what was cut off goes on, and ends with the adapter that it would have had."""
+"""`kill -9` at ten random moments: the run goes on, and ends with the adapter that it would have had."""
 
 import multiprocessing
 import os

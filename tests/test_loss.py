@@ -113,7 +113,7 @@ def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(
 
 
 class TensorCoreHead(torch.nn.Module):
-    """An output layer in fp16 as a GPU computes it: products and sums in float32, rounded to fp16 at the end."""
+    """An output layer in fp16 as a GPU computes it: sums of products in float32, rounded at the end."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -124,7 +124,7 @@ class TensorCoreHead(torch.nn.Module):
 
 
 def test_a_gradient_in_fp16_keeps_the_unlikely_tokens():
-    """A token of probability 0.99 in a vocabulary of 2^16: the others' gradients are near fp16's least number, 6e-8."""
+    """Of probability 0.99 in a vocabulary of 2^16: the others' gradients are near fp16's least, 6e-8."""
     vocabulary, loss_scale = 2**16, 65536 / 1500
     weight = torch.zeros(vocabulary, 2)
     weight[0, 0] = 1.0  # the target

@@ -50,11 +50,11 @@ def test_every_report_fits_beside_its_image(gemma):
             return max(wordings, key=tokens)
 
         def sample(self, findings, count):
-            return sorted(findings, key=lambda name: tokens(templates.negatives.phrases[name].phrase))[
-                -count:
-            ]
+            by_length = sorted(findings, key=lambda name: tokens(templates.negatives.phrases[name].phrase))
+            return by_length[-count:]
 
-    assert gemma.get_vocab_size() == 256_000 and tokens("describe en\n") == PROMPT_TOKENS - 1
+    assert gemma.get_vocab_size() == 256_000
+    assert tokens("describe en\n") == PROMPT_TOKENS - 1
     reports = [
         render_report(labels, templates, Wordiest(0), settings.reports.pertinent_negatives)
         for labels in nih_combinations()

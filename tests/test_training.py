@@ -1,4 +1,4 @@
-"""Training and evaluation as a person runs them, on 120 phantoms and a few steps: what is written, and what survives."""
+"""Training and evaluation as a person runs them, on 120 phantoms: what is written, and what survives."""
 
 import itertools
 import json
@@ -151,7 +151,7 @@ def test_a_run_with_other_parameters_starts_anew(workspace, monkeypatch, capsys)
 
 
 def test_early_stopping_stops_at_the_same_step_after_a_crash(workspace, monkeypatch):
-    """Nothing counts as improvement, so the fourth validation, at step 8 of 24, is the last; also for a run that was killed."""
+    """Nothing counts as improvement, so the fourth validation, at step 8, is the last; killed or not."""
     write_params(workspace, SMALL, {"train": {"num_train_epochs": 1, "early_stopping_threshold": 9.0}})
     run_stage("train_qlora")
     assert json.loads(Path("metrics/train.json").read_text())["steps"] == 8

@@ -4,7 +4,7 @@ import argparse
 
 
 def parse_no_arguments(description: str) -> None:
-    """End with `description` where `--help` asks for it, and with status 2 where there is any other argument."""
+    """Print `description` and end where `--help` asks for it; end with status 2 at any other argument."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

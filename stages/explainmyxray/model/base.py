@@ -1,6 +1,7 @@
 """The base model: found, checked and loaded, quantised as `params.yaml` says, on the device that is there.
 
-One path for a folder in the repository and for a hub id; weights come from safetensors only and no remote code runs.
+One path for a folder in the repository and for a hub id; weights come from safetensors only and no remote
+code runs.
 """
 
 from pathlib import Path
@@ -31,7 +32,7 @@ def device() -> torch.device:
 
 
 def compute_dtype(quantization: settings.Quantization) -> torch.dtype:
-    """The type that products are computed in: the parameter's on a GPU, float32 on a CPU, where float16 has no meaning.
+    """The type of products: the parameter's on a GPU, float32 on a CPU, where float16 has no meaning.
 
     Raises UserError for bfloat16 on a GPU before compute capability 8.0, which only emulates it.
     """
@@ -83,7 +84,7 @@ def load_processor(model: settings.Model) -> PaliGemmaProcessor:
 def load_base(
     model: settings.Model, quantization: settings.Quantization
 ) -> PaliGemmaForConditionalGeneration:
-    """The base on its device, frozen, its linear layers in 4 bits where `quantization.load_in_4bit` says so."""
+    """The base on its device, frozen; with `quantization.load_in_4bit` its linear layers are in 4 bits."""
     dtype = compute_dtype(quantization)
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,9 +1,11 @@
-"""4-bit weights on a CPU are what they are on a GPU: two faults of bitsandbytes 0.50.2 on CPUs with AVX-512, kept out.
+"""4-bit weights are on a CPU what they are on a GPU: two faults of bitsandbytes with AVX-512, kept out.
 
-1. Dequantisation takes the first constants of a row for the next ones where its length is no multiple of the block size
-   of 64: half of the tiny base's vision tower, and the 4,304 columns of SigLIP's fc2.
-2. With AVX512-BF16, the first inference packs all weights anew. Packed, they lose digits and have no backward, so that a
-   validation would end the training.
+Found in bitsandbytes 0.50.2:
+
+1. Dequantisation takes the first constants of a row for the next ones where its length is no multiple of the
+   block size of 64: half of the tiny base's vision tower, and the 4,304 columns of SigLIP's fc2.
+2. With AVX512-BF16, the first inference packs all weights anew. Packed, they lose digits and have no
+   backward: a validation would end the training.
 """
 
 import math
@@ -29,8 +31,8 @@ def fix_cpu_kernels(model: torch.nn.Module) -> None:
 def _dequantize_in_blocks() -> None:
     """Put a wrapper around the CPU kernel, once a process: it shows the kernel rows of one block each.
 
-    A weight is stored as one sequence of blocks, whatever its shape, so that rows as long as a block decode to the same
-    numbers and never meet the first fault. Where the last block is not full, the shape stays.
+    A weight is stored as one sequence of blocks, whatever its shape, so that rows as long as a block decode
+    to the same numbers and never meet the first fault. Where the last block is not full, the shape stays.
     """
     kernel = torch.library.get_kernel(KERNEL, "CPU")
 

@@ -35,7 +35,7 @@ def open_image(images: Path, name: str) -> Image.Image:
 
 
 class TrainingCollator:
-    """Batches padded on the right to their longest report; `labels` holds the report and <eos>, all else is ignored."""
+    """Batches padded on the right to their longest report; `labels` holds the report and <eos> alone."""
 
     def __init__(self, processor: PaliGemmaProcessor):
         self.processor = processor
@@ -43,7 +43,8 @@ class TrainingCollator:
 
     def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
         images, reports = zip(*samples)
-        # `suffix` makes the processor return labels, and token_type_ids, without which the prompt would be causal.
+        # `suffix` makes the processor return labels, and token_type_ids, without which the prompt would be
+        # causal.
         batch = self.processor(
             images=list(images),
             text=[prompt_text()] * len(images),

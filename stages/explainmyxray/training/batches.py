@@ -25,8 +25,9 @@ MIN_REPORT_LENGTH = 8  # tokens: fewer hold no sentence
 class ReportDataset(Dataset):
     """Image and report of each row.
 
-    Augmentation depends on seed, epoch and row alone, so that a resumed run sees the same images. `report_lengths` counts
-    each report's tokens, <eos> among them, before any cut; `max_report_length` is what fits beside the prompt.
+    Augmentation depends on seed, epoch and row alone, so that a resumed run sees the same images.
+    `report_lengths` counts each report's tokens, <eos> among them, before any cut; `max_report_length` is
+    what fits beside the prompt.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class ReportDataset(Dataset):
     def __getitem__(self, row: int) -> tuple[Image.Image, str]:
         image = open_image(self.images, self.image_names[row])
         if self.augment:
-            # torchvision draws from torch's global generator: seed it for this sample, and restore it afterwards.
-            # The hash of a tuple of integers is the same in every process and on every machine.
+            # torchvision draws from torch's global generator: seed it for this sample, and restore it
+            # afterwards. The hash of a tuple of integers is the same in every process and on every machine.
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(hash((self.seed, self.epoch, row)))
                 image = self.augment(image)  # in greyscale: a third of the work
@@ -77,10 +78,10 @@ def augmentation(augment: settings.Augment) -> Compose:
 def truncate_reports(
     reports: list[str], processor: PaliGemmaProcessor, max_length: int
 ) -> tuple[list[str], list[int]]:
-    """Reports that fit `max_length` tokens with image, prompt and <eos>; and each one's tokens with <eos> before any cut.
+    """Reports cut to fit `max_length` with image, prompt and <eos>; and their lengths before, with <eos>.
 
-    A cut report keeps its <eos>, which the processor adds after it: plain truncation would drop it, and the model would
-    never learn to stop. Raises UserError where not even a few words fit.
+    A cut report keeps its <eos>, which the processor adds after it: plain truncation would drop it, and the
+    model would never learn to stop. Raises UserError where not even a few words fit.
     """
     before = prompt_length(processor)
     longest = max_length - before - 1  # without <eos>

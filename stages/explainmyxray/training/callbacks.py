@@ -1,4 +1,4 @@
-"""What happens beside the training loop: saving the best, the last log entry, curves, and a line of progress."""
+"""What happens beside the training loop: saving the best, a last log entry, curves, a line of progress."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class SaveBestCallback(TrainerCallback):
-    """Save a checkpoint whenever validation is the best so far: Trainer can only reload at the end what was saved."""
+    """Save a checkpoint at each best validation so far: Trainer can only reload at the end what was saved."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if state.best_metric is None or metrics["eval_loss"] < state.best_metric:
@@ -16,7 +16,7 @@ class SaveBestCallback(TrainerCallback):
 
 
 class LogLastStepCallback(TrainerCallback):
-    """Log the loss of the steps since the last entry at the end, too: a short run would have none otherwise."""
+    """Log at the last step, too: a run of fewer than `logging_steps` would have no training loss."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -24,7 +24,7 @@ class LogLastStepCallback(TrainerCallback):
 
 
 class SetEpochCallback(TrainerCallback):
-    """Tell the dataset which epoch it is in, on which its augmentation depends; also after resuming within one."""
+    """Tell the dataset its epoch, on which its augmentation depends; also after resuming within one."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -60,7 +60,7 @@ class DVCLiveCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """A line for each log entry: step, loss, learning rate, speed and time left; as readable in a file as in a terminal."""
+    """A line for each log entry, for a terminal and a file: step, loss, learning rate, speed, time left."""
 
     def __init__(self):
         self.started = None

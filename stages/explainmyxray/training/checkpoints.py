@@ -1,7 +1,8 @@
 """Checkpoints: where they lie, and which one a run goes on from.
 
-They are Trainer's own folders, `checkpoint-STEP`, below one named by the run's fingerprint. A checkpoint that a crash
-has torn is removed, with a line that says so. Nothing here links, locks or renames: a mounted Google Drive has none of it.
+They are Trainer's own folders, `checkpoint-STEP`, below one named by the run's fingerprint. A checkpoint that
+a crash has torn is removed, with a line that says so. Nothing here links, locks or renames: a mounted Google
+Drive has none of it.
 """
 
 import json
@@ -25,10 +26,10 @@ VARIABLE = "EXPLAINMYXRAY_CHECKPOINTS"  # the environment variable that names an
 
 
 def checkpoints_folder() -> Path:
-    """The folder of all runs' checkpoints: models/checkpoints, or the one that EXPLAINMYXRAY_CHECKPOINTS names.
+    """The folder of all runs' checkpoints: models/checkpoints, or what EXPLAINMYXRAY_CHECKPOINTS names.
 
-    Raises UserError where the latter cannot be made. Its parent must be there: below a disk that is not mounted, a new
-    folder would be one on the disk that the checkpoints are to outlive.
+    Raises UserError where the latter cannot be made. Its parent must be there: below a disk that is not
+    mounted, a new folder would be one on the disk that the checkpoints are to outlive.
     """
     named = os.environ.get(VARIABLE)
     if not named:
@@ -57,10 +58,10 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> str | None:
-    """The checkpoint in `folder` that all processes go on from, chosen by the first; None to start at the beginning.
+    """The checkpoint in `folder` that all processes go on from, chosen by the first; None for a new start.
 
-    Raises UserError, in every process, where one of them does not see the first one's folder: it could not load the
-    checkpoint now, nor the best adapter at the end.
+    Raises UserError, in every process, where one of them does not see the first one's folder: it could not
+    load the checkpoint now, nor the best adapter at the end.
     """
     # The first process looks alone: a second one would find what the first is removing.
     decision = [None, None]
@@ -80,8 +81,8 @@ def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> str | None:
         (folder / marker_name).unlink()
     if not all(seen):
         raise UserError(
-            f"process {seen.index(False)} does not see {folder} of process 0: it is on another machine, or has "
-            f"other data. Give all machines one shared folder in {VARIABLE}, and the same data and code"
+            f"process {seen.index(False)} does not see {folder} of process 0: it is on another machine, or "
+            f"has other data. Give all machines one shared folder in {VARIABLE}, and the same data and code"
         )
     return str(folder / checkpoint_name) if checkpoint_name else None
 
@@ -89,7 +90,8 @@ def agree_on_checkpoint(folder: Path, accelerator: Accelerator) -> str | None:
 def find_resumable_checkpoint(folder: Path, num_processes: int, has_scaler: bool) -> Path | None:
     """The latest resumable checkpoint in `folder`, or None; torn ones are removed.
 
-    A run killed after its last step goes on from the checkpoint before: Trainer would train on from a finished one.
+    A run killed after its last step goes on from the checkpoint before: Trainer would train on from a
+    finished one.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         state = read_state(checkpoint, num_processes, has_scaler)

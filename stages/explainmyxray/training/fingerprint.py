@@ -1,6 +1,7 @@
 """What a run is: a hash over what decides its adapter, so that a checkpoint of another run is never resumed.
 
-The same run has the same fingerprint in another folder and on another machine, under any Python and any build of torch.
+The same run has the same fingerprint in another folder and on another machine, under any Python and any build
+of torch.
 """
 
 import ast
@@ -32,9 +33,9 @@ SPEED_ONLY = {"dataloader_num_workers", "gradient_checkpointing", "save_total_li
 def run_fingerprint(settings: Settings, tables: list[Path], images: list[Path], revision: str | None) -> str:
     """16 hexadecimal digits over what decides the adapter.
 
-    That is: the parameters that training reads, the split tables, the prepared images, the base model (the files of a
-    folder; on the hub the id and its commit `revision`), the code of the rooms `model` and `training` without comments and
-    docstrings, the libraries' versions, and whether a GPU or a CPU computes.
+    That is: the parameters that training reads, the split tables, the prepared images, the base model (the
+    files of a folder; on the hub the id and its commit `revision`), the code of the rooms `model` and
+    `training` without comments and docstrings, the libraries' versions, and whether a GPU or a CPU computes.
 
     Raises UserError where a prepared image is missing.
     """
@@ -87,7 +88,7 @@ def syntax(source: str) -> str:
 
 
 def _tree(node) -> list | str:
-    """A node as its name and its fields; fields that are empty are left out, for newer Pythons have more of them."""
+    """A node's name and fields, but for empty ones: a newer Python has more of those."""
     if isinstance(node, list):
         return [_tree(child) for child in node]
     if not isinstance(node, ast.AST):

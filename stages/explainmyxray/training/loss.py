@@ -1,11 +1,11 @@
 """The loss: cross-entropy over the report's tokens, from the logits of a few of them at a time.
 
-PaliGemma's vocabulary has 257,216 entries: the logits of a whole batch, with their gradient, would be most of a step's
-memory. The output layer is frozen, so that all that is wanted of a chunk's logits is the gradient of its hidden states,
-which is taken before the next chunk's logits are made.
+PaliGemma's vocabulary has 257,216 entries: the logits of a whole batch, with their gradient, would be most of
+a step's memory. The output layer is frozen, so that all that is wanted of a chunk's logits is the gradient of
+its hidden states, which is taken before the next chunk's logits are made.
 
-torch's own `linear_cross_entropy` is no slower and holds less memory, but it has no soft cap on the logits, which
-PaliGemma 2 needs, and its gradients differ in the sixth digit (`tests/benchmarks/loss.py`).
+torch's own `linear_cross_entropy` is no slower and holds less memory, but it has no soft cap on the logits,
+which PaliGemma 2 needs, and its gradients differ in the sixth digit (`tests/benchmarks/loss.py`).
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,11 @@ from torch.nn import functional as F
 
 from explainmyxray.model.inputs import IGNORE_INDEX
 
-MAX_CHUNK_LOGITS = (
-    2**25
-)  # logits held at once: 130 tokens of PaliGemma's vocabulary, 0.4 GB with their gradient
+# Logits held at once: those of 130 tokens of PaliGemma's vocabulary, 0.4 GB with their gradient.
+MAX_CHUNK_LOGITS = 2**25
 
-# A chunk's gradient is taken before fp16's loss scale is known. At scale 1, fp16 loses what is below 6e-8: the gradient
-# of most logits of a token that the model is sure of. A power of two changes no digit in float32.
+# A chunk's gradient is taken before fp16's loss scale is known. At scale 1, fp16 loses what is below 6e-8:
+# the gradient of most logits of a token that the model is sure of. A power of two changes no float32 digit.
 GRADIENT_SCALE = 128
 
 
@@ -29,8 +28,9 @@ def report_loss(
 ) -> torch.Tensor:
     """Mean cross-entropy of a batch's report tokens; with `num_tokens`, their sum divided by that number.
 
-    `num_tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal those of one
-    large batch, however ragged the micro-batches are. Equals `model(**batch).loss` for a single batch.
+    `num_tokens` counts the report tokens of all micro-batches of a step: then accumulated gradients equal
+    those of one large batch, however ragged the micro-batches are. Equals `model(**batch).loss` for a single
+    batch.
     """
     base, hidden_states, targets = _forward(model, batch)
     head_is_frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
@@ -42,7 +42,7 @@ def report_loss(
 
 
 def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """For each row of a batch the cross-entropy (t,) of its report's t tokens, <eos> among them, each given all before it."""
+    """For each row of a batch the cross-entropy (t,) of its report's t tokens, <eos> among them."""
     base, hidden_states, targets = _forward(model, batch)
     chunks = _chunks(hidden_states, targets, base)
     losses = torch.cat([_cross_entropy(states, tokens, base) for states, tokens in chunks])
@@ -51,13 +51,13 @@ def token_losses(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, .
 
 
 def _forward(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """The base, the last hidden state (m, hidden) before each report token, and that token (m,), row after row."""
+    """The base, the hidden state (m, hidden) before each report token, and that token (m,), row after row."""
     # DistributedDataParallel wraps the PEFT model once more.
     base = getattr(model, "module", model).get_base_model()
 
-    # The output layer would compute logits for image and prompt as well. It is asked for a single position, the least
-    # that it takes, and its inputs are caught on their way. The whole model is called, not the part below the output
-    # layer, for that is the call that DistributedDataParallel and autocast hook into.
+    # The output layer would compute logits for image and prompt as well. It is asked for a single position,
+    # the least that it takes, and its inputs are caught on their way. The whole model is called, not the part
+    # below the output layer, for that is the call that DistributedDataParallel and autocast hook into.
     caught = []
     hook = base.model.register_forward_hook(
         lambda module, args, output: caught.append(output.last_hidden_state)
@@ -78,7 +78,7 @@ def _forward(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, to
 def _chunks(
     hidden_states: torch.Tensor, targets: torch.Tensor, base
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Hidden states and targets, as many at a time as have at most `MAX_CHUNK_LOGITS` logits, and one at least."""
+    """Hidden states and targets, split so that a part has at most `MAX_CHUNK_LOGITS` logits."""
     size = max(1, MAX_CHUNK_LOGITS // base.config.get_text_config().vocab_size)
     return zip(hidden_states.split(size), targets.split(size))
 
@@ -104,7 +104,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden_states.device)
         gradients = []
         for states, tokens in _chunks(hidden_states.detach(), targets, base):
-            # Autograd is off inside a Function. It is put on for a graph of this chunk alone, which starts at `states`.
+            # Autograd is off inside a Function: it is put on for a graph of this chunk alone.
             with torch.set_grad_enabled(needs_gradient):
                 loss = _cross_entropy(states.requires_grad_(needs_gradient), tokens, base).sum()
                 scaled_loss = GRADIENT_SCALE * loss
@@ -119,6 +119,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, output_gradient: torch.Tensor):
-        # The two factors first, in float32: the quotient of an fp16 gradient alone would lose what the scale has kept.
+        # The two factors first, in float32: dividing an fp16 gradient would lose what its scale has kept.
         (scaled_gradient,) = ctx.saved_tensors
         return scaled_gradient * (output_gradient / GRADIENT_SCALE), None, None

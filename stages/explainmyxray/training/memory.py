@@ -1,7 +1,8 @@
-"""What a training step needs of memory, estimated before any weight is loaded; and how many layers to recompute.
+"""What a training step needs of memory, estimated before weights are loaded; how many layers to recompute.
 
-What autograd saves of a layer is what torch says that it saves, asked on the meta device, where tensors have a shape and
-no content. Weights, optimizer and logits are added by arithmetic. Not counted: CUDA's own context, about 0.5 GiB.
+What autograd saves of a layer is what torch says that it saves, asked on the meta device, where tensors have
+a shape and no content. Weights, optimizer and logits are added by arithmetic. Not counted: CUDA's own
+context, about 0.5 GiB.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ LOGIT_BYTES = 12  # of a logit at the worst moment: float32 logits, log-softmax,
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """Bytes that one layer holds for its backward: `input` where it is recomputed, `saved` where it is not."""
+    """Bytes that a layer holds for its backward: `input` where it is recomputed, else `saved`."""
 
     input: int
     saved: int
@@ -49,8 +50,8 @@ class StepMemory:
     def peak(self, num_stored: int) -> int:
         """The most that is held at once where all layers but the last `num_stored` are recomputed.
 
-        The backward pass runs from the last layer to the first, so that the last layers' memory is free again before the
-        first layers are recomputed.
+        The backward pass runs from the last layer to the first, so that the last layers' memory is free again
+        before the first layers are recomputed.
         """
         first_stored = len(self.layers) - num_stored
         recomputed, stored = self.layers[:first_stored], self.layers[first_stored:]
@@ -58,12 +59,13 @@ class StepMemory:
         # Each recomputed layer's input is held from its forward on: counted for the whole step.
         inputs = sum(layer.input for layer in recomputed)
 
-        # One layer's backward has at most three gradients as large as its largest tensor under way (of its output, of its
-        # input, and one between), and one weight decoded from 4 bits.
+        # One layer's backward has at most three gradients as large as its largest tensor under way (of its
+        # output, of its input, and one between), and one weight decoded from 4 bits.
         backward = 3 * max(layer.largest for layer in self.layers) + self.workspace
 
-        # The worst moment is one of two. Between forward and backward, all stored layers are held, beside the logits or
-        # the first backward that follows them. Later, the largest recomputed layer is held beside its own backward.
+        # The worst moment is one of two. Between forward and backward, all stored layers are held, beside the
+        # logits or the first backward that follows them. Later, the largest recomputed layer is held beside
+        # its own backward.
         turning = sum(layer.saved for layer in stored) + max(self.logits, backward)
         recomputing = max((layer.saved for layer in recomputed), default=0) + backward
         return self.weights + self.adapter + inputs + max(turning, recomputing)
@@ -73,7 +75,7 @@ class StepMemory:
         return ALLOCATOR_OVERHEAD * self.peak(1 if checkpointing else len(self.layers))
 
     def num_stored(self, checkpointing: bool | Literal["auto"], free: float) -> int:
-        """How many layers, from the last, are not recomputed: one, all, or for `auto` as many as `free` bytes hold.
+        """How many layers, from the last, are not recomputed: one, all, or for `auto` what `free` bytes hold.
 
         The last layer's backward follows its forward at once, so that recomputing it would save nothing.
         """
@@ -103,8 +105,9 @@ def plan_checkpointing(settings: Settings, prompt_length: int, report_length: in
         )
     num_stored = estimate.num_stored(checkpointing, free)
     num_layers = len(estimate.layers)
+    planned = ALLOCATOR_OVERHEAD * estimate.peak(num_stored)
     print(
-        f"a step needs about {ALLOCATOR_OVERHEAD * estimate.peak(num_stored) / GIB:.2f} of {free / GIB:.1f} GiB; "
+        f"a step needs about {planned / GIB:.2f} of {free / GIB:.1f} GiB; "
         f"{num_layers - num_stored} of {num_layers} layers are recomputed",
         flush=True,
     )
@@ -112,7 +115,7 @@ def plan_checkpointing(settings: Settings, prompt_length: int, report_length: in
 
 
 def _what_fits(settings: Settings, prompt_length: int, report_length: int, free: int) -> str:
-    """The largest batch that fits `free` bytes with 4-bit weights and checkpointing, as the parameters to set."""
+    """The parameters of the largest batch that fits `free` bytes with 4-bit weights and checkpointing."""
     images = settings.train.gradient_accumulation_steps * settings.train.per_device_train_batch_size
     four_bit = settings.quantization.model_copy(update={"load_in_4bit": True})
     batch_size = settings.train.per_device_train_batch_size
@@ -134,7 +137,8 @@ def _what_fits(settings: Settings, prompt_length: int, report_length: int, free:
 def enable_gradient_checkpointing(model, num_stored: int) -> None:
     """Gradient checkpointing for all layers of a PEFT `model` but the last `num_stored`."""
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    # PEFT has every sub-model's input require a gradient: a frozen vision tower would get a backward for nothing.
+    # PEFT has every sub-model's input require a gradient: a frozen vision tower would get a backward for
+    # nothing.
     model.get_base_model().disable_input_require_grads()
     layers = checkpointable_layers(model)
     for layer in layers[len(layers) - num_stored :]:
@@ -156,7 +160,7 @@ def free_memory() -> int:
 
 
 def estimate_step(settings: Settings, prompt_length: int, report_length: int) -> StepMemory:
-    """Memory of a step where the longest report has `report_length` tokens, after `prompt_length` of image and prompt."""
+    """Memory of a step with reports of `report_length` tokens, after `prompt_length` of image and prompt."""
     with hub_errors(settings.model.id, revision=settings.model.revision):
         config = AutoConfig.from_pretrained(settings.model.id, revision=settings.model.revision)
     dtype = compute_dtype(settings.quantization)
@@ -211,7 +215,7 @@ def frozen_bytes(model, quantization: Quantization) -> int:
 def measure_layer(
     layer: nn.Module, batch_size: int, sequence_length: int, config, dtype: torch.dtype
 ) -> LayerMemory:
-    """Run `layer` on inputs without content and add up what autograd saves, each storage once and no parameter."""
+    """Run `layer` on inputs without content; add up what autograd saves, each storage once, no parameter."""
     layer = layer.to(dtype)  # as autocast has the adapters
     if hasattr(layer, "layer_norm1"):  # SigLIP's: of the vision tower
         # It takes part in the backward only where it holds an adapter, for nothing before it is trained.
@@ -231,8 +235,8 @@ def measure_layer(
         extra_tensors = [mask]
     hidden_states = torch.empty(shape, dtype=dtype, device="meta").requires_grad_(in_backward)
 
-    # Weights and mask are there anyway: their storages count as seen. Tensors are held, for the storage of one that is
-    # freed could come back under the same number.
+    # Weights and mask are there anyway: their storages count as seen. Tensors are held, for the storage of
+    # one that is freed could come back under the same number.
     seen = {}
     for tensor in [*layer.parameters(), *layer.buffers(), *extra_tensors]:
         seen[tensor.untyped_storage()._cdata] = tensor
@@ -268,7 +272,7 @@ class MetaSdpa(torch.autograd.Function):
 
 
 def meta_sdpa(module, query, key, value, attention_mask, **kwargs):
-    """`MetaSdpa` as transformers calls an attention: with grouped keys and values repeated, as its SDPA path does."""
+    """`MetaSdpa` as transformers calls an attention: grouped keys and values repeated, as for its SDPA."""
     num_groups = query.shape[1] // key.shape[1]
     if num_groups > 1:
         key = key.repeat_interleave(num_groups, 1)

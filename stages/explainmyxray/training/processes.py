@@ -1,6 +1,7 @@
-"""Several processes on one machine, each with its share of a step; Accelerate finds them by their environment.
+"""Several processes on one machine, each with its share of a step, as Accelerate finds them.
 
-Processes that were started by `accelerate launch` or `torchrun`, on one machine or more, are used as they are.
+Processes that were started by `accelerate launch` or `torchrun`, on one machine or more, are used as they
+are.
 """
 
 import os
@@ -15,7 +16,7 @@ from explainmyxray.errors import UserError
 
 
 def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
-    """Run `main`, a module's own function, in so many processes, and wait for them; the first error ends them all.
+    """Run `main`, a module's own function, in so many processes; the first error ends them all.
 
     Raises UserError where there are GPUs, and fewer than processes.
     """
@@ -46,7 +47,8 @@ def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
 
 
 def _run_process(rank: int, main: Callable[[], None], start_method: str) -> None:
-    # `spawn` has made itself the start method here: each process of the data loader would import everything anew.
+    # `spawn` has made itself the start method here: each process of the data loader would import everything
+    # anew.
     multiprocessing.set_start_method(start_method, force=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     main()

@@ -1,4 +1,4 @@
-"""Training the adapter: `transformers.Trainer` with the guide's settings, the report loss, and checkpoints that outlive a crash."""
+"""Training the adapter: `transformers.Trainer` with the guide's settings, the report loss, and resumption."""
 
 import math
 import warnings
@@ -40,7 +40,7 @@ NOT_TRAINER_S = {
 
 
 class ReportTrainer(Trainer):
-    """`Trainer` with the report loss, averaged over all report tokens of a step, and a stop where a number is not finite."""
+    """`Trainer` with the report loss, a mean over a step's report tokens; stops at what is not finite."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -50,12 +50,14 @@ class ReportTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = report_loss(model, inputs, num_items_in_batch)
         self._stop_unless_finite("loss", loss)
-        # DistributedDataParallel averages gradients over the processes, but the tokens are those of all of them.
+        # DistributedDataParallel averages gradients over the processes, but the tokens are those of all of
+        # them.
         return loss * self.accelerator.num_processes
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        # fp16's scaler skips a step whose gradients overflow, and lowers its scale: only at scale 1 is that the end.
+        # fp16's scaler skips a step whose gradients overflow, and lowers its scale: only at scale 1 is that
+        # the end.
         scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() <= 1:
             self._stop_unless_finite("norm of the gradients", norm)
@@ -71,9 +73,10 @@ class ReportTrainer(Trainer):
 
     @torch.inference_mode()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """The mean loss over all report tokens of `eval_dataset`, or of the trainer's own; each process takes its share.
+        """Mean loss over all report tokens of `eval_dataset`, by default the trainer's; processes share it.
 
-        Trainer's own method would average over batches. `ignore_keys` names outputs not to gather: none is gathered here.
+        Trainer's own method would average over batches. `ignore_keys` names outputs not to gather: none is
+        gathered here.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         share = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
@@ -123,9 +126,10 @@ def train(
     checkpoints: Path,
     curves: Path,
 ) -> dict:
-    """Train `model`'s adapter on `training`, keep the best by `validation`, and return the figures of metrics/train.json.
+    """Train `model`'s adapter, keep the best by `validation`, and return the figures of metrics/train.json.
 
-    Goes on from the latest resumable checkpoint in `checkpoints`, if there is one. Leaves the best adapter in `model`.
+    Goes on from the latest resumable checkpoint in `checkpoints`, if there is one. Leaves the best adapter in
+    `model`.
     """
     trainer = ReportTrainer(
         model,
@@ -167,7 +171,7 @@ def train(
 
 
 def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
-    """The `train` section in Trainer's own names; precision as far as the device has it; one GPU a process."""
+    """The `train` section in Trainer's names; precision as far as the device has it; one GPU a process."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu and (train.fp16 or train.bf16):
         print(
@@ -202,15 +206,16 @@ def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
         # Every adapter weight has a part in the loss: no search for those without, step by step.
         ddp_find_unused_parameters=False,
     )
-    # With several GPUs in sight of one process, Trainer would spread each batch over them by DataParallel, which the
-    # report loss does not support. CUDA_VISIBLE_DEVICES cannot hide them here: bitsandbytes' import has started CUDA.
+    # With several GPUs in sight of one process, Trainer would spread each batch over them by DataParallel,
+    # which the report loss does not support. CUDA_VISIBLE_DEVICES cannot hide them here: bitsandbytes' import
+    # has started CUDA.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 def accumulation_per_process(train: Train) -> int:
-    """Micro-batches a process and step: the images of a step are the same, however many processes share them."""
+    """Micro-batches a process and step: a step is of as many images, however many processes share it."""
     num_processes = PartialState().num_processes
     steps, rest = divmod(train.gradient_accumulation_steps, num_processes)
     if rest:
