@@ -16,18 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
+
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "stages"))
-sys.path.append(str(ROOT / "tests"))
+from conftest import ROOT, write_params
+from explainmyxray.images.decoding import decode
+from explainmyxray.model.inputs import open_image
+from explainmyxray.sources import phantom
 
-from conftest import write_params  # noqa: E402
-from explainmyxray.images.decoding import decode  # noqa: E402
-from explainmyxray.sources import phantom  # noqa: E402
-from explainmyxray.training.batches import open_image  # noqa: E402
-
-FILM = 1500  # pixels a side; the films of chest-xray-pneumonia have 400 to 2,916
+FILM_SIZE = 1500  # pixels a side; the films of chest-xray-pneumonia have 400 to 2,916
+PREPARED_SIZE = (224, 224)
 
 
 def main() -> None:
@@ -38,70 +37,77 @@ def main() -> None:
     parser.add_argument("--folder", help="where to work (default: the system's place for temporary files)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        figures = {"reading": reading(Path(folder))}
-        rows = []
+        figures = {"reading": measure_reading(Path(folder)), "fetching": []}
         print(
             f"{'films':>8}{'fetch s':>9}{'films/s':>9}{'peak MiB':>10}{'dvc add s':>11}{'dvc status s':>14}{'MB':>7}",
             flush=True,
         )
         for count in options.counts:
-            rows.append(fetching(Path(folder) / str(count), count))
+            row = measure_fetching(Path(folder) / str(count), count)
+            figures["fetching"].append(row)
             print(
-                "{films:>8}{fetch_s:>9.1f}{films_per_s:>9.1f}{peak_mib:>10.0f}{dvc_add_s:>11.1f}{dvc_status_s:>14.1f}{mb:>7.0f}".format(
-                    **rows[-1]
-                ),
+                f"{row['films']:>8}{row['fetch_s']:>9.1f}{row['films_per_s']:>9.1f}{row['peak_mib']:>10.0f}"
+                f"{row['dvc_add_s']:>11.1f}{row['dvc_status_s']:>14.1f}{row['mb']:>7.0f}",
                 flush=True,
             )
-    print(json.dumps(figures | {"fetching": rows}))
+    print(json.dumps(figures))
 
 
-def reading(folder: Path, count: int = 40, rounds: int = 3) -> dict[str, float]:
+def measure_reading(folder: Path, count: int = 40, rounds: int = 3) -> dict[str, float]:
     """Films a second of an epoch, prepared and decoded anew, in turns; and their ratio."""
-    films = [film.read() for film in phantom.sample(phantom.PIPELINE, 0, count, FILM)]
     jpegs = []
-    for place, film in enumerate(films):
+    for number, film in enumerate(phantom.sample(phantom.PIPELINE, 0, count, FILM_SIZE)):
         file = io.BytesIO()
-        film.save(file, "JPEG", quality=90)
+        film.read().save(file, "JPEG", quality=90)
         jpegs.append(file.getvalue())
-        decode(file.getvalue()).resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{place}.png")
-    seconds = {"plain": [], "prepared": []}
+        prepare(file.getvalue()).save(folder / f"{number}.png")
+    plain = prepared = float("inf")
     for _ in range(rounds):
         started = time.perf_counter()
         for jpeg in jpegs:
-            decode(jpeg).resize((224, 224), Image.Resampling.BICUBIC)
-        seconds["plain"].append(time.perf_counter() - started)
+            prepare(jpeg)
+        plain = min(plain, time.perf_counter() - started)
         started = time.perf_counter()
-        for place in range(count):
-            open_image(folder, f"{place}.png")
-        seconds["prepared"].append(time.perf_counter() - started)
-    rates = {name: count / min(each) for name, each in seconds.items()}
-    ratio = rates["prepared"] / rates["plain"]
+        for number in range(count):
+            open_image(folder, f"{number}.png")
+        prepared = min(prepared, time.perf_counter() - started)
     print(
-        f"one process reads {rates['prepared']:.0f} prepared films a second, or decodes {rates['plain']:.0f} of {FILM} x {FILM} "
-        f"pixels: {ratio:.0f} times",
+        f"one process reads {count / prepared:.0f} prepared films a second, or decodes {count / plain:.0f} of "
+        f"{FILM_SIZE} x {FILM_SIZE} pixels: {plain / prepared:.0f} times",
         flush=True,
     )
     return {
-        "prepared_per_s": round(rates["prepared"], 1),
-        "plain_per_s": round(rates["plain"], 1),
-        "ratio": round(ratio, 1),
+        "prepared_per_s": round(count / prepared, 1),
+        "plain_per_s": round(count / plain, 1),
+        "ratio": round(plain / prepared, 1),
     }
 
 
-def fetching(folder: Path, count: int) -> dict[str, float]:
+def prepare(jpeg: bytes) -> Image.Image:
+    return decode(jpeg).resize(PREPARED_SIZE, Image.Resampling.BICUBIC)
+
+
+def measure_fetching(folder: Path, count: int) -> dict[str, float]:
     """`fetch` of `count` phantoms in a process of its own, then DVC's first look at the images, then its second."""
     folder.mkdir()
     write_params(folder, {"data": {"phantom": {"count": count}}})
-    seconds, peak = run(folder, sys.executable, ROOT / "stages/fetch.py")
-    row = {"films": count, "fetch_s": seconds, "films_per_s": count / seconds, "peak_mib": peak}
+    fetch_seconds, peak_mib = run(folder, sys.executable, ROOT / "stages/fetch.py")
     run(folder, "git", "init", "-q")
     run(folder, sys.executable, "-m", "dvc", "init", "-q")
-    row["dvc_add_s"] = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")[0]
-    row["dvc_status_s"] = run(folder, sys.executable, "-m", "dvc", "status", "-q")[0]
-    row["mb"] = sum(path.stat().st_size for path in (folder / "data/images").rglob("*.png")) / 1e6
-    return row
+    add_seconds, _ = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")
+    status_seconds, _ = run(folder, sys.executable, "-m", "dvc", "status", "-q")
+    return {
+        "films": count,
+        "fetch_s": fetch_seconds,
+        "films_per_s": count / fetch_seconds,
+        "peak_mib": peak_mib,
+        "dvc_add_s": add_seconds,
+        "dvc_status_s": status_seconds,
+        "mb": sum(path.stat().st_size for path in (folder / "data/images").rglob("*.png")) / 1e6,
+    }
 
 
+# Runs a command, and prints the MiB of the largest of its processes.
 MEASURED = """import resource, subprocess, sys
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)

@@ -12,61 +12,64 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).resolve().parents[2]
-os.chdir(ROOT)
-sys.path.append(str(ROOT / "stages"))
+sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
 
-from transformers.utils import logging  # noqa: E402
+from transformers.utils import logging
 
-from explainmyxray.generation import generate  # noqa: E402
-from explainmyxray.model.adapter import load_adapter  # noqa: E402
-from explainmyxray.model.base import load_base, load_processor  # noqa: E402
-from explainmyxray.settings import load_settings  # noqa: E402
-from explainmyxray.tables import read_table  # noqa: E402
+from conftest import ROOT
+from explainmyxray.command import parse_no_arguments
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.generation import generate
+from explainmyxray.model.adapter import load_adapter
+from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.settings import load_settings
+from explainmyxray.tables import read_table
 
-IMAGES, ROUNDS = Path("data/images"), 3
+IMAGES, ADAPTER = ROOT / "data/images", ROOT / "models/adapter"
+ROUNDS = 3
+ONE_BY_ONE, BATCHED, MERGED = "one by one", "batched", "batched, merged"
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
+    os.chdir(ROOT)
     logging.set_verbosity_error()
     settings = load_settings()
     names = list(read_table("data/splits/test.csv")["image"])[: 2 * settings.evaluate.batch_size]
     processor = load_processor(settings.model)
-    model = load_adapter(load_base(settings.model, settings.quantization), "models/adapter")
-    merged = load_adapter(
-        load_base(settings.model, settings.quantization), "models/adapter"
-    ).merge_and_unload()
-    one = settings.evaluate.model_copy(update={"batch_size": 1})
+    model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER)
+    merged = load_adapter(load_base(settings.model, settings.quantization), ADAPTER).merge_and_unload()
+    single = settings.evaluate.model_copy(update={"batch_size": 1})
     ways = {
-        "one by one": (model, one),
-        "batched": (model, settings.evaluate),
-        "batched, merged": (merged, settings.evaluate),
+        ONE_BY_ONE: (model, single),
+        BATCHED: (model, settings.evaluate),
+        MERGED: (merged, settings.evaluate),
     }
-    seconds, texts = {name: [] for name in ways}, {}
+
+    seconds = {name: float("inf") for name in ways}
+    texts = {}
     for _ in range(ROUNDS):
-        for name, (which, how) in ways.items():
+        for name, (way_model, generation) in ways.items():
             started = time.perf_counter()
-            texts[name] = generate(which, processor, IMAGES, names, how, name)
-            seconds[name].append(time.perf_counter() - started)
-    rates = {name: len(names) / min(each) for name, each in seconds.items()}
-    same = {
-        name: sum(text == other for text, other in zip(texts[name], texts["one by one"])) for name in ways
-    }
+            texts[name] = generate(way_model, processor, IMAGES, names, generation, name)
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+
     print(f"{'':<17}{'reports/s':>10}{'ratio':>7}{'same text as one by one':>25}")
-    for name, rate in rates.items():
-        print(f"{name:<17}{rate:>10.2f}{rate / rates['one by one']:>7.1f}{same[name]:>18} of {len(names)}")
-    print(
-        json.dumps(
-            {
-                "ratio": round(rates["batched"] / rates["one by one"], 2),
-                "ratio_merged": round(rates["batched, merged"] / rates["one by one"], 2),
-                "same_text": same["batched"],
-                "same_text_merged": same["batched, merged"],
-                "reports": len(names),
-            }
-        )
-    )
+    ratios, num_same = {}, {}
+    for name in ways:
+        ratios[name] = seconds[ONE_BY_ONE] / seconds[name]
+        num_same[name] = sum(text == single for text, single in zip(texts[name], texts[ONE_BY_ONE]))
+        rate = len(names) / seconds[name]
+        print(f"{name:<17}{rate:>10.2f}{ratios[name]:>7.1f}{num_same[name]:>18} of {len(names)}")
+    figures = {
+        "ratio": round(ratios[BATCHED], 2),
+        "ratio_merged": round(ratios[MERGED], 2),
+        "same_text": num_same[BATCHED],
+        "same_text_merged": num_same[MERGED],
+        "reports": len(names),
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

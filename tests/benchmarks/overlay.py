@@ -3,112 +3,124 @@
     python tests/benchmarks/overlay.py    # after `make repro`: it reads models/adapter
 
 The pointing game (Zhang et al. 2018, arXiv:1608.00507) on phantoms that no training saw: a hit is a peak of the heatmap
-that touches the sign. Chance is the share of patches that touch it; `usual place` always points at the patch that the signs of that
-finding touch most often, on other phantoms: no model is needed for a sign that is always in one place, so that the others,
-which move, are summed up apart. Both halves of the overlay are measured alone as well. Counted are findings that are drawn
-and that the report names. The last line is JSON.
+that touches the sign. Chance is the share of patches that touch it. `usual place` always points at the patch that the
+signs of that finding touch most often, on other phantoms: no model is needed for a sign that is always in one place, so
+that the others, which move, are summed up apart. Both halves of the overlay are measured alone as well. Counted are
+findings that are drawn and that the report names. The last line is JSON.
 """
 
 import json
 import os
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).resolve().parents[2]
-os.chdir(ROOT)
-sys.path += [str(ROOT / "stages"), str(ROOT / "tests")]
+sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
-from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side  # noqa: E402
-from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
-from explainmyxray.generation import generate_batch  # noqa: E402
-from explainmyxray.sources import phantom  # noqa: E402
-from signs import touched  # noqa: E402
+from conftest import ROOT
+from explainmyxray.command import parse_no_arguments
+from explainmyxray.errors import exit_on_user_error
+from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side
+from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.generation import generate_batch
+from explainmyxray.sources import phantom
+from signs import touched
 
-SEED, COUNT, OTHERS = 20260, 300, 1000  # phantoms to point at, and as many others as tell the usual places
+SEED = 20260
+NUM_FILMS = 300  # to point at
+NUM_OTHERS = 1000  # that tell the usual places
 FIXED = 0.9  # of the others have a sign in its usual place: it does not move
+SUMMARY_ROWS = ("moving signs", "all")
+
+
+@dataclass(frozen=True)
+class UsualPlace:
+    """The patch (flat index) that a finding's signs touch most often, and whether they move from film to film."""
+
+    patch: int
+    moves: bool
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
+    os.chdir(ROOT)
     explainer = load(ADAPTER, 0)
     side = patch_grid_side(explainer.model)
-    usual = usual_places(side)
-    films = list(phantom.sample(phantom.PIPELINE, SEED, COUNT, explainer.side))
-    rows, drawn = [], Counter()
+    usual_places = find_usual_places(side)
+    films = list(phantom.sample(phantom.PIPELINE, SEED, NUM_FILMS, explainer.side))
+    rows = []
+    drawn = Counter()
     for film in tqdm(films, desc="pointing", unit="phantom", mininterval=5):
-        signs, image = touched(film, side), film.read()
+        signs = touched(film, side)
         drawn.update(signs.keys())
+        image = film.read()
         (report,) = generate_batch(explainer.model, explainer.processor, [image], explainer.generation)
         attributions = attribute(
             explainer.model, explainer.processor, image, report, explainer.generation.batch_size
         )
-        rows += [
-            points(finding, signs[finding], attributions[finding], usual[finding][0])
-            for finding in signs.keys() & attributions.keys()
-        ]
-    table = summary(pd.DataFrame(rows), drawn, usual)
+        for finding in signs.keys() & attributions.keys():
+            hits = count_hits(signs[finding], attributions[finding], usual_places[finding].patch)
+            rows.append({"finding": finding, **hits})
+    table = summarize(pd.DataFrame(rows), drawn, usual_places)
     print(table.to_string(float_format="{:.2f}".format))
-    print(
-        json.dumps(
-            {
-                "phantoms": COUNT,
-                **{
-                    row.replace(" ", "_"): {
-                        name.replace(" ", "_"): int(share) if share >= 1 else round(float(share), 3)
-                        for name, share in table.loc[row].items()
-                    }
-                    for row in ("moving signs", "all")
-                },
-            }
-        )
-    )
+
+    figures = {"phantoms": NUM_FILMS}
+    for row in SUMMARY_ROWS:
+        shares = {}
+        for name, share in table.loc[row].items():
+            shares[name.replace(" ", "_")] = int(share) if share >= 1 else round(float(share), 3)
+        figures[row.replace(" ", "_")] = shares
+    print(json.dumps(figures))
 
 
-def points(finding: str, sign: np.ndarray, attribution: Attribution, usual: int) -> dict:
+def count_hits(sign: np.ndarray, attribution: Attribution, usual_patch: int) -> dict[str, float]:
     """Whether each way to point hits a sign (rows, columns); for chance, the share of patches that do."""
     return {
-        "finding": finding,
         "overlay": sign[attribution.peak],
         "occlusion alone": sign.flat[attribution.occlusion.argmax()],
         "saliency alone": sign.flat[attribution.saliency.argmax()],
-        "usual place": sign.flat[usual],
+        "usual place": sign.flat[usual_patch],
         "chance": sign.mean(),
     }
 
 
-def usual_places(side: int) -> dict[str, tuple[int, bool]]:
-    """For each finding the patch that its signs touch most often, and whether they move."""
+def find_usual_places(side: int) -> dict[str, UsualPlace]:
+    """Each finding's usual place on phantoms that are not pointed at."""
     signs: dict[str, list[np.ndarray]] = {}
-    for film in phantom.sample(phantom.PIPELINE, SEED + 1, OTHERS, 224):
+    for film in phantom.sample(phantom.PIPELINE, SEED + 1, NUM_OTHERS, 224):
         for finding, sign in touched(film, side).items():
             signs.setdefault(finding, []).append(sign)
-    shares = {finding: np.mean(each, 0) for finding, each in signs.items()}
-    return {finding: (int(share.argmax()), bool(share.max() < FIXED)) for finding, share in shares.items()}
+    places = {}
+    for finding, each in signs.items():
+        share = np.mean(each, 0)
+        places[finding] = UsualPlace(int(share.argmax()), bool(share.max() < FIXED))
+    return places
 
 
-def summary(rows: pd.DataFrame, drawn: Counter, usual: dict[str, tuple[int, bool]]) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame, drawn: Counter, usual_places: dict[str, UsualPlace]) -> pd.DataFrame:
     """A line a finding, one for those that move and one for all: how many were drawn and named, and each way's share of hits."""
-    table = _shares(rows, rows["finding"], drawn)
-    moving = [finding for finding in drawn if usual[finding][1]]
-    for name, kept in (("moving signs", moving), ("all", list(drawn))):
-        part = rows[rows["finding"].isin(kept)].assign(finding=name)
-        table = pd.concat(
-            [table, _shares(part, part["finding"], {name: sum(drawn[finding] for finding in kept)})]
-        )
-    return table
+    moving = [finding for finding in drawn if usual_places[finding].moves]
+    tables = [share_of_hits(rows, drawn)]
+    for name, findings in zip(SUMMARY_ROWS, (moving, list(drawn))):
+        part = rows[rows["finding"].isin(findings)].assign(finding=name)
+        tables.append(share_of_hits(part, {name: sum(drawn[finding] for finding in findings)}))
+    return pd.concat(tables)
 
 
-def _shares(rows: pd.DataFrame, by: pd.Series, drawn: dict[str, int]) -> pd.DataFrame:
-    table = rows.drop(columns="finding").astype(float).groupby(by).mean()
-    table.insert(0, "named", by.value_counts())
+def share_of_hits(rows: pd.DataFrame, drawn: dict[str, int]) -> pd.DataFrame:
+    """By finding: the number drawn, the number named, and the share of these that each way hits."""
+    findings = rows["finding"]
+    table = rows.drop(columns="finding").astype(float).groupby(findings).mean()
+    table.insert(0, "named", findings.value_counts())
     table.insert(0, "drawn", pd.Series(drawn))
     return table
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

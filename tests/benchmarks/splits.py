@@ -17,20 +17,21 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "stages"), str(ROOT / "tests")]
+sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
 
-import test_split  # noqa: E402
-from explainmyxray.settings import Split  # noqa: E402
-from explainmyxray.splits.audit import label_names  # noqa: E402
-from explainmyxray.splits.group import find_groups  # noqa: E402
-from explainmyxray.splits.make_splits import SPLITS, make_splits  # noqa: E402
+import test_split
+from explainmyxray.command import parse_no_arguments
+from explainmyxray.settings import Split
+from explainmyxray.splits.audit import label_names
+from explainmyxray.splits.group import find_groups
+from explainmyxray.splits.make_splits import SPLITS, make_splits
 
 SEED = 42
 SHARES = ((0.8, 0.1, 0.1), (0.7, 0.15, 0.15), (0.9, 0.05, 0.05))
 
 
 def main() -> None:
+    parse_no_arguments(__doc__)
     warnings.filterwarnings("ignore", message="The least populated class")
     print(f"{'':40}{'combination':>14}{'label':>8}{'missing':>10}")
     for make in (test_split.nih, test_split.pneumonia, test_split.both):
