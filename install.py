@@ -1,10 +1,12 @@
-"""Install requirements.lock into .venv with the Python that runs this file; its standard library is all it needs.
+"""Install requirements.lock into .venv with the Python that
+runs this file; its standard library is all it needs.
 
     python install.py [--torch BUILD]    # or: make .venv/installed [PYTHON=...] [TORCH=...]
     python install.py lock               # or: make lock
 
-The environment is made anew and holds what the lock names and nothing else, each package checked against its hash. It counts
-as installed once `.venv/installed` says from what, so that an installation cut off in the middle is done again.
+The environment is made anew and holds what the lock names and nothing else, each package checked against its
+hash. It counts as installed once `.venv/installed` says from what, so that an installation cut off in the
+middle is done again.
 """
 
 import argparse
@@ -65,7 +67,8 @@ def main() -> None:
 def install(torch: str) -> None:
     """Make .venv as requirements.lock asks, unless it was made so before.
 
-    torch: "pypi", or the name of a build on PyTorch's own index; "" for the build that is there, PyPI's at first.
+    torch: "pypi", or the name of a build on PyTorch's own
+    index; "" for the build that is there, PyPI's at first.
     """
     before = read_record()
     torch = torch or before.get("torch", "pypi")
@@ -94,14 +97,16 @@ def install(torch: str) -> None:
     make_environment()
     installer = [uv, "pip", "install", "--python", str(VENV / "bin/python")] if uv else run_pip(entries)
 
-    # 1) setuptools by itself: it builds the two packages that are published as source only, so that nothing unlocked runs
+    # 1) setuptools by itself: it builds the two packages that
+    # are published as source only, so that nothing unlocked runs
     run_installer(installer, [entries["setuptools"]], ["--require-hashes", "--no-deps"])
     # 2) the lock; it names every package, so that dependencies are not looked for
     locked = [
         entry for name, entry in entries.items() if torch == "pypi" or not TORCH_PACKAGES.fullmatch(name)
     ]
     run_installer(installer, locked, ["--require-hashes", "--no-deps", "--no-build-isolation"])
-    # 3) another build of torch, in the lock's version, with the libraries that it asks for; the lock has no hash of it
+    # 3) another build of torch, in the lock's version, with the
+    # libraries that it asks for; the lock has no hash of it
     if torch != "pypi":
         pins = [f"{pin(entries[name])}+{torch}" for name in ("torch", "torchvision")]
         run_installer(installer, pins, ["--index-url", f"{os.environ.get('TORCH_INDEX', PYTORCH)}/{torch}"])
@@ -129,7 +134,8 @@ def check_disk(needed: float) -> None:
 def run_pip(entries: dict[str, str]) -> list[str]:
     """The command `pip install` of the new environment: pip's wheel, which Python runs as it lies."""
     wheel = fetch_pip(entries, VENV)
-    # Without --no-compile pip compiles 40,000 files of which a run imports few; Python compiles those as it imports them.
+    # Without --no-compile pip compiles 40,000 files of which a
+    # run imports few; Python compiles those as it imports them.
     return [
         str(VENV / "bin/python"),
         str(wheel / "pip"),
@@ -140,7 +146,9 @@ def run_pip(entries: dict[str, str]) -> list[str]:
 
 
 def fetch_pip(entries: dict[str, str], folder: Path) -> Path:
-    """Download the wheel of the lock's pip from PyPI, or from the index that PIP_INDEX_URL names; compare its hash."""
+    """Download the wheel of the lock's pip from PyPI, or from
+    the index that PIP_INDEX_URL names; compare its hash.
+    """
     wheel = folder / f"{pin(entries['pip']).replace('==', '-')}-py3-none-any.whl"
     index = os.environ.get("PIP_INDEX_URL", PYPI).rstrip("/") + "/pip/"
     try:
@@ -168,7 +176,9 @@ def download(url: str) -> bytes:
 
 
 def run_installer(installer: list[str], requirements: list[str], options: list[str]) -> None:
-    """Install `requirements` (lines of a requirements file), and say what is large or slow while it goes on."""
+    """Install `requirements` (lines of a requirements file),
+    and say what is large or slow while it goes on.
+    """
     asked = VENV / "requirements.txt"
     asked.write_text("\n".join(requirements) + "\n")
     scratch = VENV / "tmp"  # on the environment's own disk: /tmp is often a small one in memory
@@ -197,7 +207,9 @@ def run_installer(installer: list[str], requirements: list[str], options: list[s
 
 
 def progress(line: str) -> str:
-    """What a line of pip or uv says of a download of 100 MB and more, or of the steps after it; nothing of other lines."""
+    """What a line of pip or uv says of a download of 100 MB and
+    more, or of the steps after it; nothing of other lines.
+    """
     download = re.match(r"\s*Downloading (\S+) \((\d{3,})[.\d]* ?(Mi?B)\)", line)
     if download:
         name = re.split(r"-(?:cp|py)\d", download[1])[0]  # without the tags of a wheel's name
@@ -234,11 +246,14 @@ def write_record(record: dict[str, str]) -> None:
 
 
 def lock() -> None:
-    """Renew requirements.lock from requirements.txt: what still fits keeps its version; without its lines, it gets the newest."""
+    """Renew requirements.lock from requirements.txt: what still fits
+    keeps its version; without its lines, it gets the newest.
+    """
     options = "--quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes"
     with tempfile.TemporaryDirectory() as folder:
         excluded = Path(folder) / "excluded.txt"
-        # Runs in a browser alone (httpx2, for huggingface_hub); its Pythons would split the lock into one for 3.11 and one for the others.
+        # Runs in a browser alone (httpx2, for huggingface_hub); its Pythons
+        # would split the lock into one for 3.11 and one for the others.
         excluded.write_text("httpx2-jsfetch\n")
         uv = shutil.which("uv") or fetch_uv(Path(folder))
         command = [uv, "pip", "compile", *options.split(), "--excludes", str(excluded)]

@@ -1,10 +1,11 @@
 """Before a long run: what is there, what is missing, and what to do about it, on one page.
 
     python stages/doctor.py    # or: make doctor
-    python stages/doctor.py -S data.source=kaggle -S model.id=google/paligemma-3b-pt-224 -S model.revision=float16
+    python stages/doctor.py -S data.source=kaggle -S model.id=google/paligemma-3b-pt-224
 
-Looks at what params.yaml asks for, with the parameters of -S laid over it as `dvc exp run -S` does. Loads no weights and
-downloads nothing but the model's config.json. Ends with status 1 where the run would not go through.
+Looks at what params.yaml asks for, with the parameters of -S laid over it as `dvc exp run -S` does. Loads no
+weights and downloads nothing but the model's config.json. Ends with status 1 where the run would not go
+through.
 """
 
 import argparse
@@ -42,8 +43,8 @@ GOOD, NOTE, MISSING = "ok", "note", "MISSING"
 PROMPT = 8  # tokens of <bos>, prompt and line break, at most
 GIB = 2**30
 
-# GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take some 0.4, twice, and three
-# checkpoints of PaliGemma-3B's adapter with its optimizer 0.25
+# GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take
+# some 0.4, twice, and three checkpoints of PaliGemma-3B's adapter with its optimizer 0.25
 WORK_DISK = 2
 
 # google/paligemma-3b-*: `main` holds float32 shards, `float16` and `bfloat16` half of that
@@ -89,7 +90,9 @@ def python(settings: Settings) -> Iterator[Line]:
 
 
 def libraries(settings: Settings) -> Iterator[Line]:
-    """Each library in the version that requirements.lock names; one with a condition (`; ...`) may be absent."""
+    """Each library in the version that requirements.lock
+    names; one with a condition (`; ...`) may be absent.
+    """
     locked = re.findall(r"^(\S+)==(\S+)( ;)?", LOCK.read_text(), re.MULTILINE)
     differing = []
     count = 0
@@ -101,7 +104,8 @@ def libraries(settings: Settings) -> Iterator[Line]:
         if found != wanted:
             differing.append(f"{name} {found or 'is not installed'} (locked: {wanted})")
     if differing:
-        text = f"libraries: {', '.join(differing)}; figures may differ: rm .venv/installed, then make .venv/installed"
+        mend = "rm .venv/installed, then make .venv/installed"
+        text = f"libraries: {', '.join(differing)}; figures may differ: {mend}"
         yield NOTE, text
     else:
         yield GOOD, f"libraries: all {count} in their locked versions"
@@ -142,7 +146,9 @@ def gpu(settings: Settings) -> Iterator[Line]:
 
 
 def base(settings: Settings) -> Iterator[Line]:
-    """The base model: a folder, or the hub's, its licence accepted; and how much of it is to be downloaded."""
+    """The base model: a folder, or the hub's, its licence
+    accepted; and how much of it is to be downloaded.
+    """
     found = check_once(settings.model)
     if found.problem:
         yield MISSING, f"base: {found.problem}"
@@ -157,7 +163,8 @@ def base(settings: Settings) -> Iterator[Line]:
     if settings.model.id.startswith(PALIGEMMA_3B) and settings.model.revision not in HALF_PRECISION:
         yield (
             NOTE,
-            f"base: model.revision=float16 is half of main's {PALIGEMMA_3B_DISK} GiB, and nothing is lost: weights are "
+            f"base: model.revision=float16 is half of main's {PALIGEMMA_3B_DISK} GiB, and nothing is "
+            "lost: weights are "
             "cast to 16 bits before they are quantised",
         )
 
@@ -206,7 +213,9 @@ def ask_for_weights(model: Model) -> Weights | None:
 
 
 def step(settings: Settings) -> Iterator[Line]:
-    """Memory of a training step with the longest report that model.max_length allows, against what is free."""
+    """Memory of a training step with the longest report
+    that model.max_length allows, against what is free.
+    """
     found = check_once(settings.model)
     if found.problem:
         yield NOTE, "memory: not known without the base"
@@ -224,7 +233,9 @@ def step(settings: Settings) -> Iterator[Line]:
 
 
 def disk(settings: Settings) -> Iterator[Line]:
-    """Room for images and checkpoints here (`data` has the archives), and for the base in the hub's cache, often another disk."""
+    """Room for images and checkpoints here (`data` has the archives),
+    and for the base in the hub's cache, often another disk.
+    """
     here = Path.cwd()
     if Path(settings.model.id).is_dir():
         yield disk_line("here", here, WORK_DISK)
@@ -256,7 +267,9 @@ def nearest_folder(path: Path) -> Path:
 
 
 def download_size(settings: Settings) -> float | None:
-    """GiB of the base that are not in the cache; where the hub does not tell, what PaliGemma-3B is known to take."""
+    """GiB of the base that are not in the cache; where the
+    hub does not tell, what PaliGemma-3B is known to take.
+    """
     found = check_once(settings.model)
     weights = None if found.problem else ask_for_weights(found.model)
     if weights:
@@ -267,7 +280,9 @@ def download_size(settings: Settings) -> float | None:
 
 
 def data(settings: Settings) -> Iterator[Line]:
-    """The phantoms need nothing; Kaggle's data sets lie there, as zip files or mounted folders, or can be downloaded."""
+    """The phantoms need nothing; Kaggle's data sets lie there,
+    as zip files or mounted folders, or can be downloaded.
+    """
     if settings.data.source == "phantom":
         yield GOOD, f"data: {settings.data.phantom.count} phantoms, drawn here"
         return
@@ -297,7 +312,8 @@ def download(names: list[str], archives: Path) -> Line:
         return MISSING, f"data: no connection to Kaggle; by hand: {by_hand}"
     if not os.access(place, os.W_OK):
         return MISSING, f"data: {', '.join(names)} cannot be downloaded to {archives}, which is read-only"
-    text = f"data: {', '.join(names)} will be downloaded to {archives}, about {size:g} GB of {free:.0f} free there"
+    room = f"about {size:g} GB of {free:.0f} free there"
+    text = f"data: {', '.join(names)} will be downloaded to {archives}, {room}"
     if free < size:
         return MISSING, f"{text}: set data.archives to a folder on a larger disk"
     return NOTE, f"{text}, {'with your key' if has_key() else 'without a key'}"

@@ -1,10 +1,11 @@
-"""Write a report for each X-ray, with the findings that it asserts and how often sampled reports assert each finding.
+"""Write a report for each X-ray, with the findings that it
+asserts and how often sampled reports assert each finding.
 
     python stages/explain.py film.png study.dcm folder/
     python stages/explain.py folder/ --csv > reports.csv
 
-Reads PNG, JPEG and DICOM. A finding's figure is the share of sampled reports that assert it. Exit status 1 where a file
-could not be explained; the others are. For research only: this is no medical device.
+Reads PNG, JPEG and DICOM. A finding's figure is the share of sampled reports that assert it. Exit status
+1 where a file could not be explained; the others are. For research only: this is no medical device.
 """
 
 import argparse

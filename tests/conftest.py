@@ -1,4 +1,6 @@
-"""Tests import the package as the stages do; `workspace` is a small copy of the repository to run stages in."""
+"""Tests import the package as the stages do; `workspace` is
+a small copy of the repository to run stages in.
+"""
 
 import contextlib
 import importlib.util
@@ -62,7 +64,9 @@ READ: dict[str, set[str]] = {}  # the parameters that each stage has read in thi
 
 @contextlib.contextmanager
 def recorded_parameters(stage: str):
-    """Note in `READ` each parameter that is read, by whatever name its section has there; checks do not count."""
+    """Note in `READ` each parameter that is read, by whatever
+    name its section has there; checks do not count.
+    """
     section_names = {settings.Settings: ""} | dict(_sections(settings.Settings, ""))
     reads = READ.setdefault(stage, set())
     get = settings.Section.__getattribute__
@@ -94,7 +98,9 @@ def _sections(section: type, prefix: str):
 
 
 def run_stage(name: str, *arguments: str) -> None:
-    """The stage's `main` in this process and the current folder: without the seconds of importing everything anew."""
+    """The stage's `main` in this process and the current
+    folder: without the seconds of importing everything anew.
+    """
     spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
@@ -122,7 +128,9 @@ def small_data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(small_data, tmp_path, monkeypatch) -> Path:
-    """A folder of its own, with the small data and params, to train and evaluate in; it is the current folder."""
+    """A folder of its own, with the small data and params,
+    to train and evaluate in; it is the current folder.
+    """
     (tmp_path / "data").symlink_to(small_data / "data")
     shutil.copytree(small_data / "metrics", tmp_path / "metrics")
     write_params(tmp_path, SMALL)

@@ -1,8 +1,10 @@
-"""Mutated films, thrown at the one way in: each is decoded or refused with a reason, and this process goes on.
+"""Mutated films, thrown at the one way in: each is decoded
+or refused with a reason, and this process goes on.
 
     python tests/fuzz_films.py --seconds 600      # by hand: a line for each file that would end the process
 
-The seeds are the DICOM files that pydicom ships, in all their transfer syntaxes, and a JPEG and PNG file of a phantom.
+The seeds are the DICOM files that pydicom ships, in all their
+transfer syntaxes, and a JPEG and PNG file of a phantom.
 """
 
 import argparse
@@ -66,7 +68,9 @@ def holds_pixels(data: bytes) -> bool:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """`data` with up to eight changes: bytes replaced, cut out or put in, in the pixels more often than in the header."""
+    """`data` with up to eight changes: bytes replaced, cut out
+    or put in, in the pixels more often than in the header.
+    """
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         first = len(changed) * rng.choice((0, 0.25, 0.5)) if changed else 0

@@ -1,12 +1,13 @@
-"""What a GPU does with this repository, in under ten minutes: memory, speed, fp16, a kill, generation; as one table.
+"""What a GPU does with this repository, in under ten minutes:
+memory, speed, fp16, a kill, generation; as one table.
 
-    python tests/gpu_report.py                # or: make gpu-report; a GPU, PaliGemma-3B's shape with random weights
-    python tests/gpu_report.py --base google/paligemma-3b-pt-224    # its true weights, once they are in the hub's cache
+    python tests/gpu_report.py    # or: make gpu-report; PaliGemma-3B's shape with random weights
+    python tests/gpu_report.py --base google/paligemma-3b-pt-224    # its true weights, from the hub's cache
     python tests/gpu_report.py --shape tiny   # the tiny base; on a CPU this is the default, shortened
 
-Prints the table and writes it to gpu_report.md and gpu_report.json. Each section has its share of the time; one that fails
-says why in the table, and the others go on. Time and memory do not depend on the weights' values. Whether fp16 stays finite
-does, so that random weights tell little about it.
+Prints the table and writes it to gpu_report.md and gpu_report.json. Each section has its share of the time;
+one that fails says why in the table, and the others go on. Time and memory do not depend on the weights'
+values. Whether fp16 stays finite does, so that random weights tell little about it.
 """
 
 import argparse

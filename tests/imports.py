@@ -1,4 +1,6 @@
-"""Which files of this repository a script runs on: the modules that it imports, directly or not, and the data beside them."""
+"""Which files of this repository a script runs on: the modules
+that it imports, directly or not, and the data beside them.
+"""
 
 import ast
 from pathlib import Path
@@ -7,7 +9,9 @@ DATA = {".yaml", ".md"}
 
 
 def local_files(script: Path, home: Path) -> set[Path]:
-    """Local modules under `home` that `script` imports, and the data files beside them that their code names."""
+    """Local modules under `home` that `script` imports, and
+    the data files beside them that their code names.
+    """
     found, waiting = set(), [script]
     while waiting:
         path = waiting.pop()
@@ -37,7 +41,9 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def modules(name: str, home: Path) -> list[Path]:
-    """The files that importing a dotted name runs: its module, and the `__init__` of each package on the way."""
+    """The files that importing a dotted name runs: its
+    module, and the `__init__` of each package on the way.
+    """
     parts = name.split(".")
     if parts[0] != "explainmyxray":
         return []

@@ -1,4 +1,6 @@
-"""The shape of google/paligemma-3b-pt-224, without its weights: time and memory of a step do not depend on them."""
+"""The shape of google/paligemma-3b-pt-224, without its
+weights: time and memory of a step do not depend on them.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""An adapter from elsewhere: plain LoRA whose weights are all used, or one line; no code and no pattern of its own is run."""
+"""An adapter from elsewhere: plain LoRA whose weights are all
+used, or one line; no code and no pattern of its own is run.
+"""
 
 import json
 import os

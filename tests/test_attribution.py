@@ -22,7 +22,9 @@ REPORT = "Findings: The heart is enlarged. There is a mass. No pleural effusion 
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The tiny base, which finds signs before it is tuned, with an adapter that changes nothing yet, and its processor."""
+    """The tiny base, which finds signs before it is tuned, with
+    an adapter that changes nothing yet, and its processor.
+    """
     settings = load_settings(ROOT / "params.yaml")
     base = settings.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})
     return add_lora(load_base(base, settings.quantization), settings.lora).eval(), load_processor(base)
@@ -93,7 +95,9 @@ def test_a_report_without_a_finding_has_no_attribution_and_no_gradient_is_left_b
 
 
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
-    """On the tiny base as it is pretrained, told what is there; the trained adapter is measured by benchmarks/overlay.py."""
+    """On the tiny base as it is pretrained, told what is there;
+    the trained adapter is measured by benchmarks/overlay.py.
+    """
     sentences = {
         "Mass": "There is a mass.",
         "Nodule": "There is a nodule.",

@@ -1,4 +1,6 @@
-"""The pages refer to what is there: files, scripts, tests, parameters; each page can be reached from the README."""
+"""The pages refer to what is there: files, scripts, tests,
+parameters; each page can be reached from the README.
+"""
 
 import ast
 import re

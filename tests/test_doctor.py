@@ -76,7 +76,9 @@ def hub():
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch, capsys):
-    """Run the doctor in this process on a machine that the test has faked: its exit status and all that it prints."""
+    """Run the doctor in this process on a machine that the
+    test has faked: its exit status and all that it prints.
+    """
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)

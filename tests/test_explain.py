@@ -1,4 +1,6 @@
-"""Explaining one's own images: any file, in any form, with a warning where it is no X-ray and nothing of a patient told."""
+"""Explaining one's own images: any file, in any form, with a
+warning where it is no X-ray and nothing of a patient told.
+"""
 
 import io
 import json

@@ -1,4 +1,6 @@
-"""A GPU that torch cannot use is never passed over in silence: what each command says, on machines that are faked."""
+"""A GPU that torch cannot use is never passed over in silence:
+what each command says, on machines that are faked.
+"""
 
 import pytest
 import torch

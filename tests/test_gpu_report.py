@@ -1,4 +1,6 @@
-"""The report that a person with a GPU runs, here shortened on a CPU: every section measures, and one that fails is told."""
+"""The report that a person with a GPU runs, here shortened on
+a CPU: every section measures, and one that fails is told.
+"""
 
 import json
 import sys

@@ -1,4 +1,6 @@
-"""Installing without pip: which Python is taken, what is installed by what, and what an interruption leaves behind."""
+"""Installing without pip: which Python is taken, what is
+installed by what, and what an interruption leaves behind.
+"""
 
 import functools
 import hashlib
@@ -20,7 +22,8 @@ from conftest import ROOT
 
 PIP = re.search(r"^pip==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
 
-# Stands for pip and uv: notes its arguments and the requirements that it is given; fails where a file `broken` lies.
+# Stands for pip and uv: notes its arguments and the requirements
+# that it is given; fails where a file `broken` lies.
 RECORDER = """
 import json, os, pathlib, sys
 arguments = sys.argv[1:]

@@ -1,4 +1,6 @@
-"""What is there is whole: outputs replaced under kill -9 at any point, leftovers, and what stands in the way."""
+"""What is there is whole: outputs replaced under kill -9 at
+any point, leftovers, and what stands in the way.
+"""
 
 import os
 import signal
@@ -15,8 +17,8 @@ from explainmyxray.outputs import replacing, replacing_folder
 from kaggle_archives import stage_command, stage_environment, workspace
 
 FILES = 50
-# Replaces the folder `images`, all files of which say "old", by one that says "new", and kills itself before the
-# system call on files that the first argument counts: renaming, removing a file, removing a folder.
+# Replaces the folder `images`, all files of which say "old", by one that says "new", and kills itself before
+# the system call on files that the first argument counts: renaming, removing a file, removing a folder.
 REPLACE_AND_DIE = """
 import os, shutil, signal, sys
 from pathlib import Path

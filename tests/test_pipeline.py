@@ -1,4 +1,6 @@
-"""dvc.yaml says what the code does: which code, data and parameters a stage's outputs come from, and nothing else."""
+"""dvc.yaml says what the code does: which code, data and
+parameters a stage's outputs come from, and nothing else.
+"""
 
 import json
 import math
@@ -34,7 +36,8 @@ FLOORS = [
     {"app"},
 ]
 
-# Plumbing: no edit here can change what a stage writes, so that it is no dep and a mended message retrains nothing.
+# Plumbing: no edit here can change what a stage writes, so
+# that it is no dep and a mended message retrains nothing.
 NO_DEP = {
     "errors.py",
     "outputs.py",
@@ -147,7 +150,9 @@ def test_every_section_is_declared_by_some_stage():
 
 @pytest.fixture(scope="module")
 def finished_copy(tmp_path_factory) -> Path:
-    """A copy of the code whose stages only touch their outputs, run to the end: what DVC holds for up to date."""
+    """A copy of the code whose stages only touch their
+    outputs, run to the end: what DVC holds for up to date.
+    """
     folder = tmp_path_factory.mktemp("copy")
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)

@@ -149,7 +149,9 @@ def test_an_experiment_is_pushed_and_pulled(executed, repository, tmp_path):
 
 
 def test_a_refused_run_is_taken_back_by_the_commands_that_its_error_names(executed, repository):
-    """`dvc exp run -S` leaves the refused value in params.yaml, and DVC removes outputs before it runs a stage."""
+    """`dvc exp run -S` leaves the refused value in params.yaml,
+    and DVC removes outputs before it runs a stage.
+    """
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["dvc", "exp", "run", "-S", "split.train=0.7"],

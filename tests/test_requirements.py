@@ -42,7 +42,9 @@ def locked() -> list[tuple[Requirement, str]]:
 
 
 def asked_for_by(entry: str) -> set[str]:
-    """Packages that need this one, and `-r requirements.txt` for a direct dependency: the comments that uv writes."""
+    """Packages that need this one, and `-r requirements.txt`
+    for a direct dependency: the comments that uv writes.
+    """
     return set(re.findall(r"^ +# +(?:via +)?(\S.*)$", entry, re.MULTILINE)) - {"via"}
 
 

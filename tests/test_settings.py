@@ -1,4 +1,6 @@
-"""params.yaml: a mistake is one line that says what and where, and the values that DVC writes are read as numbers."""
+"""params.yaml: a mistake is one line that says what and
+where, and the values that DVC writes are read as numbers.
+"""
 
 import subprocess
 import sys

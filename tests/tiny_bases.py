@@ -1,7 +1,9 @@
-"""Tiny bases of every family: random weights, the true configuration's kind, true special tokens and chat templates.
+"""Tiny bases of every family: random weights, the true
+configuration's kind, true special tokens and chat templates.
 
-No weights of the true models are at hand in a test. What a family does with prompt, image, mask and loss does not hang on
-them: it is decided by configuration, processor and template, and these are the true ones, made small.
+No weights of the true models are at hand in a test. What a family does with prompt, image, mask and loss does
+not hang on them: it is decided by configuration, processor and template, and these are the true ones, made
+small.
 """
 
 import random
@@ -161,7 +163,9 @@ def paligemma(image_size: int, model_type: str):
 
 
 def gemma3():
-    """As MedGemma-4B configures Gemma 3: SigLIP at one size, patches pooled to a square of image tokens, chat template."""
+    """As MedGemma-4B configures Gemma 3: SigLIP at one size,
+    patches pooled to a square of image tokens, chat template.
+    """
     special = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     tokenizer = gemma_tokenizer(
         [*special, *(f"<unused{number}>" for number in range(4))],
@@ -201,7 +205,9 @@ def gemma3():
 
 
 def qwen3_vl():
-    """Another architecture: byte-level BPE, no <bos>, image tokens counted from the image's size, rotary positions in 3D."""
+    """Another architecture: byte-level BPE, no <bos>, image tokens
+    counted from the image's size, rotary positions in 3D.
+    """
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
     special += ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
     raw = Tokenizer(models.BPE())

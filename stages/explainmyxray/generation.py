@@ -1,8 +1,10 @@
-"""Generating reports in batches: greedy, by beam search, or the consensus of sampled ones; sampled ones themselves.
+"""Generating reports in batches: greedy, by beam search, or
+the consensus of sampled ones; sampled ones themselves.
 
-Greedy decoding takes the likeliest first words, and a finding that has more wordings than "normal" loses to it. The consensus
-is the sampled report that agrees most with the others: minimum Bayes risk decoding (Kumar & Byrne 2004), which is less
-misled by an unlikely mode (Eikema & Aziz 2020, arXiv:2005.10283). Prompts are of one length, so nothing is padded.
+Greedy decoding takes the likeliest first words, and a finding that has more wordings than "normal" loses to
+it. The consensus is the sampled report that agrees most with the others: minimum Bayes risk decoding (Kumar &
+Byrne 2004), which is less misled by an unlikely mode (Eikema & Aziz 2020, arXiv:2005.10283). Prompts are of
+one length, so nothing is padded.
 """
 
 import re
@@ -22,7 +24,8 @@ from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.inputs import open_image, prompt_batch
 from explainmyxray.reports.labeler import positive_findings
 
-# A piece that stands for something else than its letters: <image>, <loc0597>, <seg039>, <unused7>, <start_of_turn>, <table>.
+# A piece that stands for something else than its letters: <image>,
+# <loc0597>, <seg039>, <unused7>, <start_of_turn>, <table>.
 CONTROL_PIECE = re.compile(r"<[^<>\s]+>")
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # of a character that has no piece of its own: text
 
@@ -82,14 +85,16 @@ def sample_reports(
 ) -> list[list[str]]:
     """`samples` reports an image, drawn at temperature 1, `generation.batch_size` reports in a batch.
 
-    Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in any batch.
+    Each image has random numbers of its own, from `seed`
+    and its pixels: its reports are the same in any batch.
     """
     sampled = []
     chunk = max(1, generation.batch_size // samples)
     for start in range(0, len(images), chunk):
         some = images[start : start + chunk]
         seeds = [seed + zlib.crc32(image.tobytes()) for image in some]
-        # Greedy decoding of logits with Gumbel noise draws from their softmax (Gumbel 1954; the Gumbel-max trick).
+        # Greedy decoding of logits with Gumbel noise draws from
+        # their softmax (Gumbel 1954; the Gumbel-max trick).
         batch = prompt_batch(some, processor)
         rows = {name: value.repeat_interleave(samples, 0) for name, value in batch.items()}
         texts = _generate(
@@ -109,7 +114,9 @@ def sample_reports(
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds noise to the logits of `samples` rows an image, from a generator for each of the images' `seeds`."""
+    """Adds noise to the logits of `samples` rows an image,
+    from a generator for each of the images' `seeds`.
+    """
 
     def __init__(self, seeds: list[int], samples: int):
         self.seeds, self.samples = seeds, samples
@@ -125,7 +132,9 @@ class GumbelNoise(LogitsProcessor):
 
 
 def consensus(reports: list[str]) -> str:
-    """The report whose findings agree most with the others'; among equal ones, the one whose words do; then the first."""
+    """The report whose findings agree most with the others';
+    among equal ones, the one whose words do; then the first.
+    """
     findings = [positive_findings(report) for report in reports]
     words = [Counter(report.lower().split()) for report in reports]
 
@@ -152,7 +161,9 @@ def _words_f1(one: Counter, other: Counter) -> float:
 def generate_texts(
     model, processor: PaliGemmaProcessor, images: list[Image.Image], **generate_kwargs
 ) -> list[str]:
-    """The text after image and prompt, all images in one batch; `generate_kwargs` are those of `model.generate`."""
+    """The text after image and prompt, all images in one
+    batch; `generate_kwargs` are those of `model.generate`.
+    """
     return _generate(model, processor, prompt_batch(images, processor), [], **generate_kwargs)
 
 
@@ -172,7 +183,9 @@ def _generate(
 
 
 def words_only(model, processor: PaliGemmaProcessor) -> LogitsProcessor:
-    """What keeps `model.generate` to words: tuning leaves the base's other pieces a small probability of their own."""
+    """What keeps `model.generate` to words: tuning leaves the
+    base's other pieces a small probability of their own.
+    """
     ends = {processor.tokenizer.eos_token_id}
     configured = model.generation_config.eos_token_id  # of a chat model several: <end_of_turn> among them
     ends |= set(configured) if isinstance(configured, list) else {configured}
@@ -198,7 +211,9 @@ def no_words(tokenizer, vocabulary: int, ends: frozenset[int]) -> torch.Tensor:
 
 
 class SuppressPieces(LogitsProcessor):
-    """Gives the pieces of a mask (vocabulary,) no probability, in greedy decoding, beams and samples alike."""
+    """Gives the pieces of a mask (vocabulary,) no probability,
+    in greedy decoding, beams and samples alike.
+    """
 
     def __init__(self, suppressed: torch.Tensor):
         self.suppressed = suppressed

@@ -1,7 +1,9 @@
-"""The machine's NVIDIA driver, and whether the installed torch can use it: a run never falls back to the CPU in silence.
+"""The machine's NVIDIA driver, and whether the installed torch
+can use it: a run never falls back to the CPU in silence.
 
-torch says that there is no GPU whenever it cannot use the one that is there, and it gives no reason. The kernel's own
-account of the driver tells the two apart. On a machine without an NVIDIA driver, macOS among them, nothing here speaks.
+torch says that there is no GPU whenever it cannot use the one that is there, and it gives no reason. The
+kernel's own account of the driver tells the two apart. On a machine without an NVIDIA driver, macOS among
+them, nothing here speaks.
 """
 
 import os
@@ -43,7 +45,9 @@ class Driver:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why torch does not use this machine's NVIDIA driver, in one line; `has_gpu`: a GPU is there and stays idle."""
+    """Why torch does not use this machine's NVIDIA driver,
+    in one line; `has_gpu`: a GPU is there and stays idle.
+    """
 
     message: str
     has_gpu: bool
@@ -83,7 +87,8 @@ def cpu_is_wanted() -> bool:
 def require_usable_gpu() -> None:
     """Raises UserError where this machine has an NVIDIA GPU that the installed torch cannot use.
 
-    A driver without a device, as in a container that was given none, is a warning on stderr: there is no GPU to lose.
+    A driver without a device, as in a container that was given
+    none, is a warning on stderr: there is no GPU to lose.
     """
     problem = find_problem()
     if problem is None:
@@ -94,7 +99,9 @@ def require_usable_gpu() -> None:
 
 
 def find_problem() -> Problem | None:
-    """What keeps the installed torch from this machine's GPU; None where it uses one, or where there is nothing to use."""
+    """What keeps the installed torch from this machine's GPU;
+    None where it uses one, or where there is nothing to use.
+    """
     if cpu_is_wanted():
         return None
     with warnings.catch_warnings():
@@ -107,7 +114,9 @@ def find_problem() -> Problem | None:
 
 
 def _find_missing_kernels() -> Problem | None:
-    """The GPU is older than all that this torch was compiled for: each kernel would fail (a P100 under CUDA 13)."""
+    """The GPU is older than all that this torch was compiled
+    for: each kernel would fail (a P100 under CUDA 13).
+    """
     compiled = [int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list() if arch[3:].isdigit()]
     major, minor = torch.cuda.get_device_capability()
     if not compiled or 10 * major + minor >= min(compiled):
@@ -115,7 +124,8 @@ def _find_missing_kernels() -> Problem | None:
     oldest = f"{min(compiled) // 10}.{min(compiled) % 10}"
     return Problem(
         f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and the installed torch "
-        f"{torch.__version__} has kernels from {oldest} on: take another GPU (on Kaggle: T4), or install a torch "
+        f"{torch.__version__} has kernels from {oldest} on: take another GPU (on Kaggle: T4), or install "
+        "a torch "
         f"for it: {REINSTALL}; {ON_CPU}",
         has_gpu=True,
     )

@@ -1,4 +1,6 @@
-"""What a run cost: times, throughput and memory, kept apart from the metrics because no two runs agree on them."""
+"""What a run cost: times, throughput and memory, kept apart
+from the metrics because no two runs agree on them.
+"""
 
 import json
 import resource
@@ -12,7 +14,9 @@ RUNTIME = Path("metrics/runtime.json")  # not in git
 
 
 def write_runtime(stage: str, started: float, images: float) -> None:
-    """Put seconds since `started` (of `time.monotonic`), images a second and peak memory of `stage` beside the others'."""
+    """Put seconds since `started` (of `time.monotonic`), images
+    a second and peak memory of `stage` beside the others'.
+    """
     seconds = time.monotonic() - started
     figures = json.loads(RUNTIME.read_text()) if RUNTIME.is_file() else {}
     figures[stage] = {

@@ -1,6 +1,7 @@
 """`params.yaml` as typed settings; a misspelt name, a wrong type or an impossible pair stops before any work.
 
-Read with `ruamel.yaml`, for PyYAML takes `1e-05` for text, which is what `dvc exp run -S train.learning_rate=1e-5` writes.
+Read with `ruamel.yaml`, for PyYAML takes `1e-05` for text,
+which is what `dvc exp run -S train.learning_rate=1e-5` writes.
 """
 
 import difflib
@@ -128,7 +129,8 @@ class Train(Section):
             raise ValueError("fp16 and bf16 exclude each other: set one to false")
         if self.gradient_accumulation_steps % self.num_processes:
             raise ValueError(
-                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of num_processes "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of "
+                "num_processes "
                 f"({self.num_processes}), which share the micro-batches of a step"
             )
         return self

@@ -1,7 +1,8 @@
 """The studies table: one row an image kept, read and written in one place.
 
-Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into NaN.
-`sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near duplicates, blank for an image without.
+Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into
+NaN. `sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near duplicates,
+blank for an image without.
 """
 
 import json
@@ -53,7 +54,9 @@ def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:
 
 
 def parse_table(file: TextIO, name: str | Path, columns=COLUMNS) -> pd.DataFrame:
-    """The table in an open `file`, called `name` in messages. Raises UserError where it is empty or lacks a column."""
+    """The table in an open `file`, called `name` in messages.
+    Raises UserError where it is empty or lacks a column.
+    """
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
@@ -74,8 +77,8 @@ def write_table(path: str | Path, frame: pd.DataFrame) -> None:
 def rounded(figures):
     """`figures` with every float at four places, ready for `dvc metrics diff`.
 
-    Raises ValueError for a list, which the diff drops without a word, and for a float that is not finite, which it shows
-    as changed each time.
+    Raises ValueError for a list, which the diff drops without a word, and
+    for a float that is not finite, which it shows as changed each time.
     """
     if isinstance(figures, dict):
         return {str(name): rounded(value) for name, value in figures.items()}

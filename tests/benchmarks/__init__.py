@@ -1,4 +1,6 @@
-"""What this repository costs against the plain way: scripts for a person; `recipes` and `gpu_sections` are what they share."""
+"""What this repository costs against the plain way: scripts for
+a person; `recipes` and `gpu_sections` are what they share.
+"""
 
 import logging
 

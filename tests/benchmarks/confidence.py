@@ -2,10 +2,10 @@
 
     python tests/benchmarks/confidence.py    # after `make repro`: it reads models/adapter
 
-On phantoms that no training saw, each statistic of a report is a score for "the report names exactly the findings that are
-drawn", and its AUROC says how well it tells right reports from wrong ones: 0.5 is a coin. The same for single findings: does
-the share of sampled reports that assert a finding tell where it is drawn? Intervals by bootstrap over phantoms. The last line
-is JSON.
+On phantoms that no training saw, each statistic of a report is a score for "the report names exactly the
+findings that are drawn", and its AUROC says how well it tells right reports from wrong ones: 0.5 is a coin.
+The same for single findings: does the share of sampled reports that assert a finding tell where it is drawn?
+Intervals by bootstrap over phantoms. The last line is JSON.
 """
 
 import argparse
@@ -64,21 +64,25 @@ def main() -> None:
     )
 
     print(
-        f"{COUNT} phantoms, {SAMPLES} samples each; {table['right'].mean():.3f} of the reports name exactly what is drawn"
+        f"{COUNT} phantoms, {SAMPLES} samples each; {table['right'].mean():.3f} of the reports name "
+        "exactly what is drawn"
     )
     for name, (value, low, high) in scores.items():
         print(f"{name:<32}{value:.3f} ({low:.3f} to {high:.3f})")
     for low in np.arange(0, 1, 0.25):
         inside = of_findings[(of_findings["share"] > low) & (of_findings["share"] <= low + 0.25)]
         print(
-            f"findings in {low:.2f} to {low + 0.25:.2f} of the samples: {len(inside)}, drawn {inside['drawn'].mean():.2f}"
+            f"findings in {low:.2f} to {low + 0.25:.2f} of the samples: {len(inside)}, drawn "
+            f"{inside['drawn'].mean():.2f}"
         )
     print(json.dumps({name: round(value, 3) for name, (value, _, _) in scores.items()}))
 
 
 @torch.inference_mode()
 def measure(explainer, image) -> tuple[dict, dict[str, float]]:
-    """Statistics of the report on one image, with the `findings` that it asserts; and each finding's share of the samples."""
+    """Statistics of the report on one image, with the `findings`
+    that it asserts; and each finding's share of the samples.
+    """
     model, processor = explainer.model, explainer.processor
     (report,) = generate_batch(model, processor, [image], explainer.generation)
     batch = TrainingCollator(processor)([(image, report)])

@@ -1,10 +1,10 @@
 """What preparing films costs, and what it saves.
 
-    python tests/benchmarks/data.py                      # minutes; 100,000 phantoms need 4 GB of disk in --folder
+    python tests/benchmarks/data.py     # minutes; 100,000 phantoms need 4 GB of disk in --folder
     python tests/benchmarks/data.py --counts 5000 20000
 
-First, an epoch's reading of films: prepared once, as `fetch` does, against decoding each at full size every time. Then
-`fetch` itself and DVC's hashing of its images, by number of films. The last line is JSON.
+First, an epoch's reading of films: prepared once, as `fetch` does, against decoding each at full size
+every time. Then `fetch` itself and DVC's hashing of its images, by number of films. The last line is JSON.
 """
 
 import argparse
@@ -72,7 +72,8 @@ def measure_reading(folder: Path, count: int = 40, rounds: int = 3) -> dict[str,
             open_image(folder, f"{number}.png")
         prepared = min(prepared, time.perf_counter() - started)
     print(
-        f"one process reads {count / prepared:.0f} prepared films a second, or decodes {count / plain:.0f} of "
+        f"one process reads {count / prepared:.0f} prepared films a second, or decodes "
+        f"{count / plain:.0f} of "
         f"{FILM_SIZE} x {FILM_SIZE} pixels: {plain / prepared:.0f} times",
         flush=True,
     )
@@ -88,7 +89,9 @@ def prepare(jpeg: bytes) -> Image.Image:
 
 
 def measure_fetching(folder: Path, count: int) -> dict[str, float]:
-    """`fetch` of `count` phantoms in a process of its own, then DVC's first look at the images, then its second."""
+    """`fetch` of `count` phantoms in a process of its own,
+    then DVC's first look at the images, then its second.
+    """
     folder.mkdir()
     write_params(folder, {"data": {"phantom": {"count": count}}})
     fetch_seconds, peak_mib = run(folder, sys.executable, ROOT / "stages/fetch.py")

@@ -1,4 +1,5 @@
-"""Reports a second: batched, as `evaluate` writes them, against one image at a time; and with the adapter merged.
+"""Reports a second: batched, as `evaluate` writes them,
+against one image at a time; and with the adapter merged.
 
     python tests/benchmarks/generation.py    # after `make repro`: it reads models/adapter and the test split
 

@@ -1,5 +1,5 @@
-"""The sections of `tests/gpu_report.py`: each yields rows of its table as they are measured, and begins nothing new after
-its deadline (of `time.monotonic`)."""
+"""The sections of `tests/gpu_report.py`: each yields rows of its table as they
+are measured, and begins nothing new after its deadline (of `time.monotonic`)."""
 
 import gc
 import json
@@ -101,7 +101,9 @@ SHORT = Effort(
 
 @dataclass
 class Bench:
-    """What is measured on: a base by its folder or hub id (None: PaliGemma-3B's shape, yet to be made) and its model."""
+    """What is measured on: a base by its folder or hub id (None:
+    PaliGemma-3B's shape, yet to be made) and its model.
+    """
 
     folder: Path
     base: str | None
@@ -195,7 +197,9 @@ def computed_precision(bench: Bench) -> str:
 
 
 def measure_training(bench: Bench, deadline: float) -> Iterator[Row]:
-    """Images a second and peak memory of each recipe, the estimate beside it; a recipe that fails says why."""
+    """Images a second and peak memory of each recipe, the
+    estimate beside it; a recipe that fails says why.
+    """
     bench.check_is_prepared()
     settings = bench.settings
     train = settings.train
@@ -258,7 +262,8 @@ def measure_generation(bench: Bench, deadline: float) -> Iterator[Row]:
 def measure_finiteness(bench: Bench, deadline: float) -> Iterator[Row]:
     """Steps of one image in the report's precision: is each loss finite, and each norm of the gradients?
 
-    A norm that is not finite is no fault while fp16's loss scale is being found: the step is skipped, the scale halved.
+    A norm that is not finite is no fault while fp16's loss
+    scale is being found: the step is skipped, the scale halved.
     """
     bench.check_is_prepared()
     settings = make_settings(
@@ -287,7 +292,9 @@ def is_finite(value: float) -> bool:
 
 
 def measure_runs(bench: Bench, deadline: float) -> Iterator[Row]:
-    """Runs of the stage train_qlora with the tiny base: two alike, and one that is killed and started again."""
+    """Runs of the stage train_qlora with the tiny base: two
+    alike, and one that is killed and started again.
+    """
     data = bench.folder / "runs/data"
     data.mkdir(parents=True)
     changes = {

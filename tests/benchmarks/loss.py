@@ -1,9 +1,10 @@
-"""The loss of a micro-batch over PaliGemma's vocabulary: in chunks, all at once, and by torch's own function in chunks.
+"""The loss of a micro-batch over PaliGemma's vocabulary: in
+chunks, all at once, and by torch's own function in chunks.
 
-    python tests/benchmarks/loss.py    # the output layer alone, 4 reports of 124 tokens, random weights; 3 GB of memory
+    python tests/benchmarks/loss.py    # the output layer alone, 4 reports of 124 tokens; 3 GB of memory
 
-Time and memory do not depend on the weights' values. The ways run one after the other in one process; all give the
-hidden states' gradient. The last line is JSON.
+Time and memory do not depend on the weights' values. The ways run one after the
+other in one process; all give the hidden states' gradient. The last line is JSON.
 """
 
 import json

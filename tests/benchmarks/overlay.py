@@ -2,11 +2,12 @@
 
     python tests/benchmarks/overlay.py    # after `make repro`: it reads models/adapter
 
-The pointing game (Zhang et al. 2018, arXiv:1608.00507) on phantoms that no training saw: a hit is a peak of the heatmap
-that touches the sign. Chance is the share of patches that touch it. `usual place` always points at the patch that the
-signs of that finding touch most often, on other phantoms: no model is needed for a sign that is always in one place, so
-that the others, which move, are summed up apart. Both halves of the overlay are measured alone as well. Counted are
-findings that are drawn and that the report names. The last line is JSON.
+The pointing game (Zhang et al. 2018, arXiv:1608.00507) on phantoms that no training saw: a hit is a peak of
+the heatmap that touches the sign. Chance is the share of patches that touch it. `usual place` always points
+at the patch that the signs of that finding touch most often, on other phantoms: no model is needed for a sign
+that is always in one place, so that the others, which move, are summed up apart. Both halves of the overlay
+are measured alone as well. Counted are findings that are drawn and that the report names. The last line is
+JSON.
 """
 
 import json
@@ -41,7 +42,9 @@ SUMMARY_ROWS = ("moving signs", "all")
 
 @dataclass(frozen=True)
 class UsualPlace:
-    """The patch (flat index) that a finding's signs touch most often, and whether they move from film to film."""
+    """The patch (flat index) that a finding's signs touch
+    most often, and whether they move from film to film.
+    """
 
     patch: int
     moves: bool
@@ -104,7 +107,9 @@ def find_usual_places(side: int) -> dict[str, UsualPlace]:
 
 
 def summarize(rows: pd.DataFrame, drawn: Counter, usual_places: dict[str, UsualPlace]) -> pd.DataFrame:
-    """A line a finding, one for those that move and one for all: how many were drawn and named, and each way's share of hits."""
+    """A line a finding, one for those that move and one for all:
+    how many were drawn and named, and each way's share of hits.
+    """
     moving = [finding for finding in drawn if usual_places[finding].moves]
     tables = [share_of_hits(rows, drawn)]
     for name, findings in zip(SUMMARY_ROWS, (moving, list(drawn))):

@@ -1,7 +1,9 @@
-"""Training steps that can be measured: this repository's, and Hugging Face's plain recipe, on the same model and data.
+"""Training steps that can be measured: this repository's,
+and Hugging Face's plain recipe, on the same model and data.
 
-The plain recipe is the one of PaliGemma's own examples: `Trainer`, the processor in the collator, `model(**batch).loss`
-with logits over the whole sequence, gradient checkpointing of every layer, films opened from their files.
+The plain recipe is the one of PaliGemma's own examples: `Trainer`, the processor in the collator,
+`model(**batch).loss` with logits over the whole sequence, gradient checkpointing of every layer, films opened
+from their files.
 """
 
 import sys
@@ -34,7 +36,9 @@ SENTENCE = "The heart is enlarged and there is a small effusion. "
 
 
 def make_settings(base: str | Path, precision: str, **train) -> Settings:
-    """params.yaml as committed, with another base and precision, and the `train` parameters that are given."""
+    """params.yaml as committed, with another base and
+    precision, and the `train` parameters that are given.
+    """
     settings = load_settings(ROOT / "params.yaml")
     precision_flags = {"fp16": precision == "fp16", "bf16": precision == "bf16"}
     quantization = {"bnb_4bit_compute_dtype": DTYPES[precision]}
@@ -48,9 +52,11 @@ def make_settings(base: str | Path, precision: str, **train) -> Settings:
 
 
 def write_films(folder: Path, processor, settings: Settings, count: int) -> pd.DataFrame:
-    """Phantoms in `folder`/films, in `folder`/prepared as `fetch` prepares them, and a table of them with reports.
+    """Phantoms in `folder`/films, in `folder`/prepared as
+    `fetch` prepares them, and a table of them with reports.
 
-    The reports are of a usual length for the tiny base, and for PaliGemma's 256 image tokens as long as max_length allows.
+    The reports are of a usual length for the tiny base, and for
+    PaliGemma's 256 image tokens as long as max_length allows.
     """
     size = settings.data.image_size
     for name in ("films", "prepared"):
@@ -100,7 +106,9 @@ class PlainCollator:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train: with which Trainer, on which samples, and which layers are not recomputed (None: all are)."""
+    """A way to train: with which Trainer, on which samples,
+    and which layers are not recomputed (None: all are).
+    """
 
     trainer: type[Trainer]
     collator: Callable
@@ -128,7 +136,9 @@ class Steps:
 
 
 class StepTimer(TrainerCallback):
-    """The end of each step; no step is begun after `deadline` (of `time.monotonic`), but for the first two."""
+    """The end of each step; no step is begun after `deadline`
+    (of `time.monotonic`), but for the first two.
+    """
 
     def __init__(self, deadline: float):
         self.deadline = deadline
@@ -150,9 +160,11 @@ def run_steps(
     deadline: float = float("inf"),
     log: bool = False,
 ) -> Steps:
-    """Train `model` for a step and then for `num_steps` that are timed; with `log`, each step's loss and gradient norm.
+    """Train `model` for a step and then for `num_steps` that
+    are timed; with `log`, each step's loss and gradient norm.
 
-    The first step is not timed: it starts the processes that read images. After `deadline` no further step is begun.
+    The first step is not timed: it starts the processes that
+    read images. After `deadline` no further step is begun.
     """
     if recipe.num_stored is None:
         # As `Trainer` itself enables it, for all layers.
@@ -183,7 +195,9 @@ def run_steps(
 
 
 def step_arguments(settings: Settings, folder: str, max_steps: int, log: bool) -> TrainingArguments:
-    """The parameters of params.yaml that a step's time and memory depend on; nothing is validated or saved."""
+    """The parameters of params.yaml that a step's time and
+    memory depend on; nothing is validated or saved.
+    """
     train = settings.train
     on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -211,7 +225,8 @@ def step_arguments(settings: Settings, folder: str, max_steps: int, log: bool) -
         log_level="error",
         ddp_find_unused_parameters=False,
     )
-    # One GPU a process: Trainer would spread a batch over all that it sees. `n_gpu` is set when it is first read.
+    # One GPU a process: Trainer would spread a batch over
+    # all that it sees. `n_gpu` is set when it is first read.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments

@@ -1,11 +1,11 @@
 """A training step of this repository against the plain recipe, on the same model, data, batch and precision.
 
     python tests/benchmarks/training.py                                   # the tiny base on a CPU, minutes
-    python tests/benchmarks/training.py --shape 3b --precision fp16       # a GPU, PaliGemma-3B's shape, random weights (6 GB of disk)
+    python tests/benchmarks/training.py --shape 3b --precision fp16    # a GPU; random weights, 6 GB of disk
     python tests/benchmarks/training.py --profile                         # and where the time goes
 
-The plain recipe (`recipes.py`) opens films from their files; it is run on prepared images too. The recipes take turns in
-one process. Speed and memory do not depend on the weights' values. The last line is JSON.
+The plain recipe (`recipes.py`) opens films from their files; it is run on prepared images too. The recipes
+take turns in one process. Speed and memory do not depend on the weights' values. The last line is JSON.
 """
 
 import argparse
@@ -100,11 +100,13 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     flops = count_operations(settings, dataset)
     speed = measure_throughput(compute_dtype(settings.quantization), size)
     print(
-        f"arithmetic: {flops / 1e9:.2f} GFLOP an image, recomputation included; one product of matrices reaches "
+        f"arithmetic: {flops / 1e9:.2f} GFLOP an image, recomputation included; one product of matrices "
+        "reaches "
         f"{speed / 1e9:.0f} GFLOP/s here, so at most {speed / flops:.0f} images/s"
     )
     print(
-        f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto {estimate.peak(auto) / 2**20:.0f} MiB"
+        f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto "
+        f"{estimate.peak(auto) / 2**20:.0f} MiB"
     )
     if options.profile:
         with profile() as profiler:
@@ -132,8 +134,9 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 def count_operations(settings: Settings, dataset: ReportDataset) -> float:
     """Floating-point operations of an image's products of matrices, at the least that checkpointing allows.
 
-    A frozen layer asks for one product forward, one when it is recomputed and one backward, each of 2 operations a weight and
-    token; attention for two products of tokens with tokens, those again, and four backward. Adapters are left out.
+    A frozen layer asks for one product forward, one when it is recomputed and one backward, each of 2
+    operations a weight and token; attention for two products of tokens with tokens, those again, and four
+    backward. Adapters are left out.
     """
     config = AutoConfig.from_pretrained(settings.model.id)
     with torch.device("meta"):

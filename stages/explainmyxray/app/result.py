@@ -16,7 +16,7 @@ from explainmyxray.explaining.explanation import NOTICE, Explanation
 from explainmyxray.images.films import open_film
 
 MAX_SHOWN_SIDE = 1024  # pixels; a larger film is shrunk to be shown
-HEATMAP_COLOUR = (230, 159, 0)  # Okabe & Ito's orange: told apart from grey by any kind of sight
+HEATMAP_COLOUR = (230, 159, 0)  # Okabe & Ito's orange: distinct from grey by any kind of sight
 MAX_OPACITY = 200  # of 255, so that the film shows through
 MIN_PROBABILITY = 0.05  # findings that fewer sampled reports name are left out
 SECTION = re.compile(r"\b(Findings|Impression): ")

@@ -1,12 +1,12 @@
 """Attribution: on which patches of the image the sentences that name a finding depend.
 
-Two methods, multiplied, since on phantoms, where the place of each sign is known, neither points as well alone
-(`tests/benchmarks/overlay.py`). The output that is attributed is the log-probability of the sentences, each token given
-all before it:
-- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a sliding window of patches is replaced by its baseline, here the mean
-  grey of each patch; the fall of the output is the window's attribution;
-- saliency (Simonyan et al. 2014, arXiv:1312.6034) with SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825): the size of
-  the output's gradient with respect to the pixels, averaged over noisy copies of the image.
+Two methods, multiplied, since on phantoms, where the place of each sign is known, neither points as well
+alone (`tests/benchmarks/overlay.py`). The output that is attributed is the log-probability of the sentences,
+each token given all before it:
+- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a sliding window of patches is replaced by its
+  baseline, here the mean grey of each patch; the fall of the output is the window's attribution;
+- saliency (Simonyan et al. 2014, arXiv:1312.6034) with SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825):
+  the size of the output's gradient with respect to the pixels, averaged over noisy copies of the image.
 """
 
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ Span = tuple[int, int]  # first character and the one after the last
 class Attribution:
     """What a finding depends on: the `sentences` that name it, and two maps of (rows, columns) of patches.
 
-    `occlusion` is the fall of the sentences' log-probability without a patch, averaged over the windows that hide it;
-    `saliency` the mean absolute gradient of that log-probability over the patch's pixels.
+    `occlusion` is the fall of the sentences' log-probability without a patch, averaged over the windows
+    that hide it; `saliency` the mean absolute gradient of that log-probability over the patch's pixels.
     """
 
     sentences: tuple[str, ...]
@@ -60,7 +60,9 @@ class Attribution:
 
     @property
     def likelihood_ratio(self) -> float:
-        """How many times likelier the sentences are with the peak visible than with it hidden; 1 if no patch counts."""
+        """How many times likelier the sentences are with the peak
+        visible than with it hidden; 1 if no patch counts.
+        """
         fall = float(self.occlusion[self.peak])
         return float(np.exp(np.clip(fall, 0, MAX_LOG_RATIO)))
 
@@ -68,7 +70,8 @@ class Attribution:
 def attribute(
     model, processor: PaliGemmaProcessor, image: Image.Image, report: str, batch_size: int
 ) -> dict[str, Attribution]:
-    """An `Attribution` for each finding that a sentence of the report names, occluded images `batch_size` at a time.
+    """An `Attribution` for each finding that a sentence of
+    the report names, occluded images `batch_size` at a time.
 
     `image` is greyscale and of the model's own size.
     """
@@ -82,7 +85,8 @@ def attribute(
     offsets = encoded["offset_mapping"]
     tokens = {finding: _tokens_within(offsets, sentences) for finding, sentences in spans.items()}
 
-    # 3) Both maps, from one forward pass a window and one backward pass a noisy copy for all findings together.
+    # 3) Both maps, from one forward pass a window and one
+    # backward pass a noisy copy for all findings together.
     batch = TrainingCollator(processor)([(image, report)])
     occlusions = occlusion(model, batch, tokens, batch_size)
     saliencies = saliency(model, batch, tokens)
@@ -134,8 +138,11 @@ def _tokens_within(offsets: list[Span], spans: list[Span]) -> list[int]:
 @gpu_memory_errors()
 @torch.inference_mode()
 def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int) -> dict[str, np.ndarray]:
-    """For each name (rows, columns): the fall of its tokens' log-probability without a patch; `batch` holds one report."""
-    # 1) The baseline: every patch in its own mean grey. Its detail is gone, while the film keeps its exposure.
+    """For each name (rows, columns): the fall of its tokens'
+    log-probability without a patch; `batch` holds one report.
+    """
+    # 1) The baseline: every patch in its own mean grey. Its
+    # detail is gone, while the film keeps its exposure.
     pixels = batch["pixel_values"]
     windows = _sliding_windows(patch_grid_side(model))
     patch = pixels.shape[-1] // windows.shape[-1]
@@ -161,19 +168,23 @@ def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int
 
 @gpu_memory_errors()
 def saliency(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """For each name (rows, columns): mean absolute SmoothGrad of its tokens' log-probability over a patch's pixels."""
+    """For each name (rows, columns): mean absolute SmoothGrad
+    of its tokens' log-probability over a patch's pixels.
+    """
     pixels = batch["pixel_values"]
     generator = torch.Generator().manual_seed(0)
     noise = NOISE_STD * torch.randn(NOISE_SAMPLES, 1, *pixels.shape[-2:], generator=generator)
 
-    # 1) The sum of the gradients. Copies one by one: a backward pass needs far more memory than those of occlusion.
+    # 1) The sum of the gradients. Copies one by one: a backward
+    # pass needs far more memory than those of occlusion.
     gradients = {name: torch.zeros_like(pixels[:, 0]) for name in tokens}
     for each in noise:
         noisy = (pixels + each).requires_grad_()
         (losses,) = token_losses(model, _with_pixels(model, batch, noisy))
         for name, positions in tokens.items():
             (gradient,) = torch.autograd.grad(losses[positions].sum(), noisy, retain_graph=True)
-            # A film is grey: its three channels move together. In fp16 a gradient can overflow; such a pixel is left out.
+            # A film is grey: its three channels move together. In
+            # fp16 a gradient can overflow; such a pixel is left out.
             gradients[name] += gradient.sum(1).nan_to_num()
 
     # 2) Its size, as a mean over each patch.

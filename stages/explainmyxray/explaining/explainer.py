@@ -75,7 +75,8 @@ class Explainer:
 
     @gpu_memory_errors()
     def _explain_batch(self, films: list[Film]) -> list[Explanation]:
-        # One batch writes the reports of all films that can be used; the others keep their place in the order.
+        # One batch writes the reports of all films that can
+        # be used; the others keep their place in the order.
         images = [film.image for film in films if not film.problem]
         written = iter(self._write(images) if images else [])
         explanations = []
@@ -116,7 +117,9 @@ class Explainer:
         )
 
     def warning(self, film: Film) -> str:
-        """Why a film may be no chest X-ray, or none of the kind that the adapter knows; blank if it looks like one."""
+        """Why a film may be no chest X-ray, or none of the kind
+        that the adapter knows; blank if it looks like one.
+        """
         low, high = film.image.getextrema()
         if high - low < BLANK:
             return "the image is blank"
@@ -124,7 +127,10 @@ class Explainer:
             return "this is a colour picture, and X-rays are grey"
         known = self.out_of_distribution
         if known is None:
-            return "nobody checked whether this is a chest X-ray: the adapter comes without a description of its training images"
+            return (
+                "nobody checked whether this is a chest X-ray: "
+                "the adapter comes without a description of its training images"
+            )
         if known.reconstruction_error(film.image) > known.limit:
             return (
                 f"the image is unlike those that the adapter was tuned on ({self._training_images()}): "

@@ -11,7 +11,9 @@ DICOM_PREAMBLE = 128  # bytes before the mark
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and of a folder the images in it, sorted. Raises UserError where there is none or one cannot be read."""
+    """The files named, and of a folder the images in it, sorted.
+    Raises UserError where there is none or one cannot be read.
+    """
     found = []
     for path in paths:
         if path.is_dir():

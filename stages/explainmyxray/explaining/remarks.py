@@ -18,10 +18,11 @@ def remarks_on(report: str) -> tuple[str, ...]:
 
 
 def _contradiction(report: str) -> str:
-    """How the impression contradicts what stands before it; blank where it does not, or where there is only one of them.
+    """How the impression contradicts what stands before it;
+    blank where it does not, or where there is only one of them.
 
-    An impression may leave out findings, or add some: that is how it is written. It contradicts where one of the two denies
-    what the other asserts, or where each asserts what the other does not.
+    An impression may leave out findings, or add some: that is how it is written. It contradicts where
+    one of the two denies what the other asserts, or where each asserts what the other does not.
     """
     parts = IMPRESSION.split(report, maxsplit=1)
     if len(parts) == 1:

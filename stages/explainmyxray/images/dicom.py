@@ -28,8 +28,9 @@ def is_dicom(data: bytes) -> bool:
 def decode_dicom(data: bytes) -> Image.Image:
     """The first frame of a DICOM file as an 8-bit greyscale image in which dense is white.
 
-    Values are rescaled, then windowed; without a window they run from the darkest to the brightest. DICOM PS3.3, C.11.1
-    (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises BadImage.
+    Values are rescaled, then windowed; without a window they run from the darkest to the brightest. DICOM
+    PS3.3, C.11.1 (modality), C.11.2 (window) and C.7.6.3.1.2 (MONOCHROME1: the lowest value is white). Raises
+    BadImage.
     """
     # pydicom unpacks a deflated file whole before a size can be looked at, and no film comes so.
     if DEFLATED in data[132 : 2**20]:
@@ -60,7 +61,8 @@ def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
     # Both may be there and yet be empty.
     has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     if has_window:
-        # What lies far outside the window becomes one of its ends: so they show what is black and what is white.
+        # What lies far outside the window becomes one of its
+        # ends: so they show what is black and what is white.
         ends = apply_windowing(np.array([-(2.0**31), 2.0**31]), dataset)
         values = apply_windowing(values, dataset)
         if ends[0] > ends[1]:  # pydicom turns grey around where the rescale slope falls

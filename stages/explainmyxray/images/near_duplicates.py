@@ -1,8 +1,9 @@
 """Near duplicates: one film stored twice, at another size or encoding, found by a perceptual hash.
 
-Their pixels differ, so that no checksum finds them; in two splits they are a leak. The hash is pHash (the signs of an
-image's low frequencies; Zauner 2010) of 256 bits, for X-rays of one view are too alike for the usual 64: there, the
-distance that finds the copies of `tests/test_near_duplicates.py` joins different films as well.
+Their pixels differ, so that no checksum finds them; in two splits they are a leak. The hash is pHash (the
+signs of an image's low frequencies; Zauner 2010) of 256 bits, for X-rays of one view are too alike for the
+usual 64: there, the distance that finds the copies of `tests/test_near_duplicates.py` joins different films
+as well.
 """
 
 import imagehash
@@ -12,8 +13,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 SIDE = 16  # the hash has 16 x 16 bits
-# Bits by which near duplicates may differ. The copies of 60 real films at 224 pixels differ by 6 at most, and no two
-# different ones of 1,739 real films by fewer than 44 (tests/test_near_duplicates.py). All are of children, from one hospital.
+# Bits by which near duplicates may differ. The copies of 60 real films at 224 pixels differ by 6 at most, and
+# no two different ones of 1,739 real films by fewer than 44 (tests/test_near_duplicates.py). All are of
+# children, from one hospital.
 MAX_DISTANCE = 12
 
 

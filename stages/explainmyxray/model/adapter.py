@@ -19,7 +19,8 @@ from explainmyxray.model.tuned_on import check_prompt
 # PEFT 0.21 warns of what transformers 6 will remove; both are pinned.
 warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
 
-# What plain LoRA is made of, with the types that each may have. All other settings have to be at their defaults.
+# What plain LoRA is made of, with the types that each may
+# have. All other settings have to be at their defaults.
 PLAIN_LORA = {
     "r": (int,),
     "lora_alpha": (int, float),
@@ -30,7 +31,8 @@ PLAIN_LORA = {
     "base_model_name_or_path": (str,),
     "revision": (str,),
 }
-# Settings that say nothing of what the weights do once they are trained, and the modules, which the weights name themselves.
+# Settings that say nothing of what the weights do once they are
+# trained, and the modules, which the weights name themselves.
 WITHOUT_EFFECT = {
     "peft_type",
     "peft_version",
@@ -44,7 +46,9 @@ LORA_WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
 
 
 def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftModel:
-    """`base` (of `revision`) with fresh LoRA weights in float32. Raises UserError where a target names no layer."""
+    """`base` (of `revision`) with fresh LoRA weights in
+    float32. Raises UserError where a target names no layer.
+    """
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -101,8 +105,9 @@ def load_adapter(base, folder: str | Path) -> PeftModel:
 def _read_config(folder: str | Path) -> LoraConfig:
     """What the adapter in `folder` says of itself. Raises UserError where that is not plain LoRA.
 
-    Built anew from the few settings that plain LoRA has. Any other that is not at its default changes what the weights do
-    (DoRA, ranks by pattern, initialisations that rewrite the base), or is a pattern that PEFT would search names with.
+    Built anew from the few settings that plain LoRA has. Any other that is not at its default changes what
+    the weights do (DoRA, ranks by pattern, initialisations that rewrite the base), or is a pattern that PEFT
+    would search names with.
     """
     again = "run `dvc repro train_qlora`"
     try:
@@ -130,9 +135,11 @@ def _read_config(folder: str | Path) -> LoraConfig:
 
 
 def _modules_with_weights(weights: Path) -> list[str]:
-    """Whole names of the modules that the file has LoRA weights for; the configuration's own patterns are never run.
+    """Whole names of the modules that the file has LoRA weights
+    for; the configuration's own patterns are never run.
 
-    Raises UserError where a weight is not LoRA's, or where one of a pair is missing: PEFT would leave out either in silence.
+    Raises UserError where a weight is not LoRA's, or where one
+    of a pair is missing: PEFT would leave out either in silence.
     """
     with safe_open(weights, "pt") as file:
         keys = set(file.keys())
@@ -167,7 +174,8 @@ def tuned_base(folder: str | Path, model: settings.Model) -> settings.Model:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Weights and configuration; the same adapter gives the same bytes.
 
-    PEFT keeps module names in a set, whose order changes from run to run, so the configuration is written again, sorted.
+    PEFT keeps module names in a set, whose order changes from
+    run to run, so the configuration is written again, sorted.
     """
     model.save_pretrained(folder, safe_serialization=True)
     config_file = folder / "adapter_config.json"

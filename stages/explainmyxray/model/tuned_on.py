@@ -1,4 +1,6 @@
-"""What an adapter was tuned on, kept beside its weights: the one prompt that it knows, and the sources of its films."""
+"""What an adapter was tuned on, kept beside its weights: the
+one prompt that it knows, and the sources of its films.
+"""
 
 import json
 from collections.abc import Iterable
@@ -24,7 +26,9 @@ def save_tuned_on(folder: Path, prompt: str, sources: Iterable[str]) -> None:
 
 
 def load_tuned_on(folder: str | Path) -> TunedOn | None:
-    """What was saved beside an adapter; None for an adapter from elsewhere. Raises UserError where it is damaged."""
+    """What was saved beside an adapter; None for an adapter
+    from elsewhere. Raises UserError where it is damaged.
+    """
     try:
         facts = json.loads((Path(folder) / FILE).read_text())
         return TunedOn(str(facts["prompt"]), tuple(map(str, facts["sources"])))
@@ -35,7 +39,9 @@ def load_tuned_on(folder: str | Path) -> TunedOn | None:
 
 
 def check_prompt(folder: str | Path, prompt: str) -> None:
-    """Raises UserError where the adapter in `folder` was tuned with another prompt: its answers would be no reports."""
+    """Raises UserError where the adapter in `folder` was tuned
+    with another prompt: its answers would be no reports.
+    """
     tuned_on = load_tuned_on(folder)
     if tuned_on is not None and tuned_on.prompt != prompt:
         raise UserError(

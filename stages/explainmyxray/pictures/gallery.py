@@ -97,7 +97,7 @@ def outcomes(true: frozenset[str], predicted: frozenset[str]) -> dict[str, list[
 
 
 def wrap(text: str, width: int, max_lines: int = MAX_LINES, bold: bool = False) -> list[str]:
-    """`text` in at most `max_lines` lines of `width` pixels; a longer word is cut, a longer text ends in …"""
+    """`text` in at most `max_lines` lines of `width` pixels; longer words are cut, longer texts end in …"""
     typeface = font(bold=bold)
     lines = [""]
     for word in text.split() or ["(nothing)"]:

@@ -1,8 +1,9 @@
 """Draw a chest X-ray phantom: thorax, lungs, ribs, heart, diaphragm, and a visible sign for each finding.
 
-A frontal view as a sum of soft-tissue densities (bright is dense), in units of half an image side: x runs from -1 at the
-image's left to 1, y from -1 at the top to 1. The signs are the textbook ones (Fleischner Society glossary, Hansell et al.
-2008, doi:10.1148/radiol.2462070712), drawn schematically: a phantom tests a pipeline and teaches nothing about patients.
+A frontal view as a sum of soft-tissue densities (bright is dense), in units of half an image side: x runs
+from -1 at the image's left to 1, y from -1 at the top to 1. The signs are the textbook ones (Fleischner
+Society glossary, Hansell et al. 2008, doi:10.1148/radiol.2462070712), drawn schematically: a phantom tests a
+pipeline and teaches nothing about patients.
 """
 
 import math
@@ -185,7 +186,9 @@ def _vessels(rng, x, y, b: Build, lungs, size: int) -> np.ndarray:
 
 
 def _expose(canvas: Canvas, size: int) -> Image.Image:
-    """Exposure, contrast, grain, collimation and a marker: what differs between two films of the same chest."""
+    """Exposure, contrast, grain, collimation and a marker:
+    what differs between two films of the same chest.
+    """
     rng, picture = canvas.rng, canvas.density
     picture = np.clip(picture * rng.uniform(0.88, 1.15) + rng.uniform(-0.04, 0.08), 0, 1.2) ** rng.uniform(
         0.8, 1.2
