@@ -209,9 +209,8 @@ def explain(monkeypatch, capsys, *arguments) -> str:
 
 def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
     """One broken file among good ones is named, the others are explained, and the exit status is 1."""
-    monkeypatch.setattr("sys.argv", ["explain.py", str(folder), "--json", "--samples", "4"])
     with pytest.raises(SystemExit) as ended:
-        run_stage("explain")
+        run_stage("explain", str(folder), "--json", "--samples", "4")
     assert ended.value.code == 1
     explanations = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(each["image"]).name for each in explanations] == [
