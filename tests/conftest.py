@@ -111,6 +111,14 @@ def run_stage(name: str, *arguments: str) -> None:
         module.main()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_arguments():
+    """Stages that are called as functions see no argument of pytest's, which they would refuse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pytest"])
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A folder with params.yaml and the outputs of the three data stages, on 120 phantoms."""
