@@ -66,8 +66,8 @@ def main() -> None:
 
 
 def write_images(films: list[sources.Film], size: int, folder: Path, audits: dict) -> pd.DataFrame:
-    """Write the films that are usable and no copies to `folder`,
-    count all in `audits`; returns the studies table.
+    """Write the films that are usable and no copies to `folder`, count all in `audits`; returns the studies
+    table.
     """
     films = sorted(films, key=lambda film: f"{film.name}.png")
     rows, hashes = [], []
@@ -110,9 +110,7 @@ def count_near_duplicates(table: pd.DataFrame) -> dict[str, int]:
 
 
 def prepare_all(films: list[sources.Film], size: int) -> Iterator[tuple[sources.Film, PreparedFilm]]:
-    """Each film, in order, with what `prepare` makes of it;
-    on all cores, and the same whatever their number.
-    """
+    """Each film, in order, with what `prepare` makes of it; on all cores, the same whatever their number."""
     work = partial(prepare, size=size)
     processes = min(os.cpu_count() or 1, len(films) // 64)
     if processes < 2:  # starting processes takes longer
@@ -128,8 +126,8 @@ def prepare_all(films: list[sources.Film], size: int) -> Iterator[tuple[sources.
             yield from zip(window, pool.map(work, window, chunksize=CHUNK), strict=True)
     except BrokenProcessPool:
         raise UserError(
-            "a process that prepares films was killed, most likely for want of memory: close other "
-            "programs and run again"
+            "a process that prepares films was killed, most likely for want of memory: "
+            "close other programs and run again"
         ) from None
     finally:
         # All films are through, or nobody waits for those that are under way.
@@ -140,8 +138,8 @@ def prepare_all(films: list[sources.Film], size: int) -> Iterator[tuple[sources.
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has
-    ended: a pool's processes would wait for work forever.
+    """End this process as soon as the one that started it has ended: a pool's processes would wait for work
+    forever.
     """
 
     def wait() -> None:
@@ -178,9 +176,8 @@ def summary(figures: dict) -> Iterator[str]:
             yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
     near = figures["near_duplicates"]
     yield (
-        f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; "
-        f"{near['images']} of them are near "
-        f"duplicates, of {near['films']} films"
+        f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them "
+        f"are near duplicates, of {near['films']} films"
     )
 
 

@@ -1,13 +1,14 @@
-"""Mutated films, thrown at the one way in: each is decoded
-or refused with a reason, and this process goes on.
+"""Mutated films, thrown at the one way in: each is decoded or refused with a reason, and this process goes
+on.
 
     python tests/fuzz_films.py --seconds 600      # by hand: a line for each file that would end the process
 
-The seeds are the DICOM files that pydicom ships, in all their
-transfer syntaxes, and a JPEG and PNG file of a phantom.
+The seeds are the DICOM files that pydicom ships, in all their transfer syntaxes, and a JPEG and PNG file of a
+phantom.
 """
 
 import argparse
+import faulthandler
 import io
 import itertools
 import os
@@ -68,8 +69,8 @@ def holds_pixels(data: bytes) -> bool:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """`data` with up to eight changes: bytes replaced, cut out
-    or put in, in the pixels more often than in the header.
+    """`data` with up to eight changes: bytes replaced, cut out or put in, in the pixels more often than in
+    the header.
     """
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
@@ -113,6 +114,7 @@ def exit_status(data: bytes) -> int:
     """Of a process that decodes a DICOM file without protection: 0, or negative the signal that ended it."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()  # pytest's: it would write pages about the death that is looked for
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             decode_dicom(data)

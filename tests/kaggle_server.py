@@ -25,9 +25,8 @@ class Kaggle:
     status: int = 200  # answer to DownloadDataset
     silent: bool = False  # take DownloadDataset and never answer
     file_status: list[int] = field(default_factory=list)  # answers to requests for a file, in turn; then 200
-    cut_after: list[int] = field(
-        default_factory=list
-    )  # bytes until the connection breaks, in turn; then whole
+    # Bytes until the connection breaks, in turn; then the whole file.
+    cut_after: list[int] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
 
     def headers(self, method: str, path: str) -> list[dict[str, str]]:

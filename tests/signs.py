@@ -45,9 +45,7 @@ def changes(film: PhantomFilm) -> dict[str, np.ndarray]:
 
 
 def _of_the_thorax(film: PhantomFilm, finding: str) -> np.ndarray | float:
-    """What a finding changes of heart and lungs themselves:
-    the thorax drawn with it less the thorax without.
-    """
+    """What a finding changes of heart and lungs themselves: the thorax with it less the thorax without."""
     if finding not in ("Cardiomegaly", "Emphysema"):
         return 0.0
     findings = frozenset(split_labels(film.study["labels"]))
@@ -61,8 +59,8 @@ def _thorax(film: PhantomFilm, findings: frozenset[str], skip: bool = False) -> 
 
 
 class _Aligned:
-    """A phantom's stream of random numbers; with `skip` it
-    leaves out the number that the width of a large heart takes.
+    """A phantom's stream of random numbers; with `skip` it leaves out the number that the width of a large
+    heart takes.
 
     That one is drawn just before the vessels' texture: without the skip every vessel would differ as well.
     """

@@ -1,5 +1,5 @@
-"""Hostile and broken archives: every member is kept right or
-dropped with its reason, and nothing leaves the target.
+"""Hostile and broken archives: every member is kept right or dropped with its reason, and nothing leaves the
+target.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""The fetch stage: what it keeps of the data sets, what it
-says it dropped, and that it leaves whole things only.
+"""The fetch stage: what it keeps of the data sets, what it says it dropped, and that it leaves whole things
+only.
 """
 
 import json
@@ -363,8 +363,8 @@ def test_real_films_on_all_cores_and_on_one(tmp_path, monkeypatch):
 
 
 def test_names_that_no_disk_takes_are_dropped_and_counted(place):
-    """Also names in other scripts, of which a digit is one for a
-    pattern, and names that a spreadsheet takes for a formula.
+    """Also names in other scripts, of which a digit is one for a pattern, and names that a spreadsheet takes
+    for a formula.
     """
     pneumonia(
         {

@@ -1,5 +1,5 @@
-"""Hostile films through the one way in: each costs seconds at
-most, ends no process but its decoder's, and has a reason.
+"""Hostile films through the one way in: each costs seconds at most, ends no process but its decoder's, and
+has a reason.
 """
 
 import io
@@ -26,8 +26,8 @@ from fuzz_films import exit_status, fuzz, mutation
 from kaggle_archives import encoded, pixels
 
 GOOD = encoded(pixels(1), "JPEG")
-# A mutation by fuzz_films of a file of pydicom's, on which
-# python-gdcm 3.2.6 throws an exception that nothing catches.
+# A mutation by fuzz_films of a file of pydicom's, on which python-gdcm 3.2.6 throws an exception that nothing
+# catches.
 DEADLY = (0, "SC_rgb_dcmtk_+eb+cy+s2.dcm", 5)
 
 
@@ -69,9 +69,7 @@ def test_a_film_that_ends_its_decoder_is_damaged_and_the_next_one_is_read():
 
 
 def test_without_a_process_of_its_own_that_film_would_end_this_one():
-    """Should a later python-gdcm survive it, DEADLY wants
-    another mutation: tests/fuzz_films.py names some.
-    """
+    """Should a later python-gdcm survive it, DEADLY wants another one: tests/fuzz_films.py names some."""
     assert exit_status(mutation(*DEADLY)) == -signal.SIGABRT
 
 

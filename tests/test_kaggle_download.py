@@ -1,5 +1,5 @@
-"""Downloads with the real Kaggle client from a stand-in
-server: whole, resumed, or one line that says what to do.
+"""Downloads with the real Kaggle client from a stand-in server: whole, resumed, or one line that says what to
+do.
 """
 
 import base64

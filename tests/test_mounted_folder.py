@@ -1,5 +1,5 @@
-"""Data sets read where they lie: a folder, as Kaggle mounts
-it, gives the same table and audit as the zip file of it.
+"""Data sets read where they lie: a folder, as Kaggle mounts it, gives the same table and audit as the zip
+file of it.
 """
 
 import json

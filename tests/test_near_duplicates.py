@@ -36,8 +36,8 @@ def distance(one: bytes, other: bytes) -> int:
 
 @pytest.fixture(scope="module")
 def films() -> dict[str, dict[str, Image.Image]]:
-    """The 1,739 real films at 224 pixels (`train`), and the 60
-    that are there in their original size too (`originals`).
+    """The 1,739 real films at 224 pixels (`train`), and the 60 that are there in their original size too
+    (`originals`).
     """
     if not REAL.exists():
         pytest.skip(f"{REAL} is not here")

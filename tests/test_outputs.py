@@ -1,6 +1,4 @@
-"""What is there is whole: outputs replaced under kill -9 at
-any point, leftovers, and what stands in the way.
-"""
+"""What is there is whole: replacement under kill -9 at any point, leftovers, what stands in the way."""
 
 import os
 import signal

@@ -29,8 +29,8 @@ def test_more_phantoms_leave_the_first_ones_as_they_are():
 
 @pytest.mark.parametrize("finding", SIGNS)
 def test_every_sign_stands_out_of_the_same_chest(finding, monkeypatch):
-    """Before exposure and grain: at least one pixel in 1,000
-    is a tenth of the whole range brighter or darker.
+    """Before exposure and grain: at least one pixel in 1,000 is a tenth of the whole range brighter or
+    darker.
     """
     monkeypatch.setattr(phantom_drawing, "_expose", lambda canvas, size: canvas.density)
     for seed in range(10):

@@ -23,9 +23,7 @@ OUTPUT_FOLDERS = (".", "data", "metrics", "models", "models/checkpoints")
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can put
-    right: the message says what is wrong and what to do.
-    """
+    """What the person at the keyboard can put right: the message says what is wrong and what to do."""
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
@@ -45,8 +43,8 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
 
 
 def _how_to_restore() -> str:
-    """DVC removes a stage's outputs before it runs the stage:
-    the commands that bring the committed ones back.
+    """DVC removes a stage's outputs before it runs the stage: the commands that bring the committed ones
+    back.
     """
     if "DVC_STAGE" not in os.environ:
         return ""
@@ -62,8 +60,8 @@ def shortened(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters written out: a file's
-    name could move the cursor or rename the terminal.
+    """`text` with its control characters written out: a file's name could move the cursor or rename the
+    terminal.
     """
     characters = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
     return "".join(characters)

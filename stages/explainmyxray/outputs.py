@@ -1,5 +1,5 @@
-"""Outputs are written aside and renamed into place, so that
-what is there is whole, whenever the process ends.
+"""Outputs are written aside and renamed into place, so that what is there is whole, whenever the process
+ends.
 
 Beside an output NAME stand, while PID writes it, `.NAME.PID.part` (what is being written) and, for a moment,
 `.NAME.PID.old.part` (what was there before). Those of a process that was killed are cleared away when NAME is
@@ -18,8 +18,8 @@ from explainmyxray.errors import UserError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or a folder
-    to; it replaces `path` when the block ends without error.
+    """Yield a path beside `path` to write a file or a folder to; it replaces `path` when the block ends
+    without error.
 
     Raises UserError where a folder stands in the place of a file.
     """
@@ -48,8 +48,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """As `replacing`, for what must be a folder. Raises UserError,
-    before any work, where something else stands there.
+    """As `replacing`, for what must be a folder. Raises UserError, before any work, where something else
+    stands there.
     """
     path = Path(path)
     if path.is_symlink():
@@ -61,8 +61,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove what dead processes left beside `path`; where one
-    died between its two renames, put back what was there.
+    """Remove what dead processes left beside `path`; where one died between its two renames, put back what
+    was there.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})(\.old)?\.part")
     for entry in sorted(path.parent.iterdir()):

@@ -54,8 +54,8 @@ def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:
 
 
 def parse_table(file: TextIO, name: str | Path, columns=COLUMNS) -> pd.DataFrame:
-    """The table in an open `file`, called `name` in messages.
-    Raises UserError where it is empty or lacks a column.
+    """The table in an open `file`, called `name` in messages. Raises UserError where it is empty or lacks a
+    column.
     """
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -77,8 +77,8 @@ def write_table(path: str | Path, frame: pd.DataFrame) -> None:
 def rounded(figures):
     """`figures` with every float at four places, ready for `dvc metrics diff`.
 
-    Raises ValueError for a list, which the diff drops without a word, and
-    for a float that is not finite, which it shows as changed each time.
+    Raises ValueError for a list, which the diff drops without a word, and for a float that is not finite,
+    which it shows as changed each time.
     """
     if isinstance(figures, dict):
         return {str(name): rounded(value) for name, value in figures.items()}

@@ -1,5 +1,5 @@
-"""The process in which `films` decodes: it reads files from
-its standard input and writes films to its standard output.
+"""The process in which `films` decodes: it reads files from its standard input and writes films to its
+standard output.
 
 PNG and JPEG files are decoded here, one after another. For a DICOM file the process forks: its decoders are
 the ones that fail badly, and a copy that is used once can neither take the process along nor spoil the next
@@ -22,8 +22,8 @@ from explainmyxray.images.decoding import BadImage, decode, has_colour
 CPU_SECONDS = 6  # a film of 14 million pixels, as mammography has them, takes one of them
 MEMORY_BYTES = 4 * 2**30  # of address space; 50 million pixels of a DICOM file in 64 bits, several times over
 
-# Why there is no film, by the exit status of what decoded it; a negative
-# status is a signal. SIGKILL comes from the system where memory runs out.
+# Why there is no film, by the exit status of what decoded it; a negative status is a signal. SIGKILL comes
+# from the system where memory runs out.
 DEATHS = {-signal.SIGXCPU: "too_slow", -signal.SIGKILL: "too_much_memory"}
 
 READY = b"ready"

@@ -1,5 +1,5 @@
-"""JPEG and PNG files that are not trusted, decoded to 8-bit
-greyscale; limits are checked before memory is spent.
+"""JPEG and PNG files that are not trusted, decoded to 8-bit greyscale; limits are checked before memory is
+spent.
 
 What cannot be used raises `BadImage` with one of `REASONS`.
 """
@@ -51,8 +51,8 @@ BROKEN_FILE_ERRORS = (
     OverflowError,
     RuntimeError,
 )
-# What Pillow raises beside those: OSError for a file that
-# ends early, SyntaxError for a broken header, and so on.
+# What Pillow raises beside those: OSError for a file that ends early, SyntaxError for a broken header, and so
+# on.
 BROKEN_IMAGE_ERRORS = (OSError, SyntaxError, LookupError, TypeError, *BROKEN_FILE_ERRORS)
 COLOUR_SPREAD = (
     12  # grey levels by which the channels of a grey picture may differ on average; JPEG costs one or two
@@ -68,7 +68,7 @@ class BadImage(Exception):
 
 
 def decode(data: bytes) -> Image.Image:
-    """A JPEG or PNG file, by its content whatever its name, as an upright 8-bit greyscale image without alpha.
+    """A JPEG or PNG file, told by content and not by name, as an upright 8-bit greyscale image without alpha.
 
     Raises BadImage. Pixels, sides and scans are bounded before any pixel is decoded.
     """
@@ -80,8 +80,8 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
             check_size(image.width, image.height)
-            # Inside a scan 0xFF is never followed by 0xDA, so
-            # that this counts scans, and those of a thumbnail.
+            # Inside a scan 0xFF is never followed by 0xDA, so that this counts scans, and those of a
+            # thumbnail.
             if image.format == "JPEG" and data.count(START_OF_SCAN) > MAX_SCANS:
                 raise BadImage("too_many_scans")
             image.load()
@@ -103,9 +103,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def greyscale(image: Image.Image) -> Image.Image:
-    """`image` in mode L. 16 bits are scaled (65535 is
-    white), not clipped as Pillow does; alpha is left out.
-    """
+    """`image` in mode L. 16 bits are scaled (65535 is white), not clipped as by Pillow; alpha is dropped."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32).clip(0, 65535)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -61,8 +61,8 @@ def _first_frame(dataset: pydicom.Dataset) -> Image.Image:
     # Both may be there and yet be empty.
     has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     if has_window:
-        # What lies far outside the window becomes one of its
-        # ends: so they show what is black and what is white.
+        # What lies far outside the window becomes one of its ends: so they show what is black and what is
+        # white.
         ends = apply_windowing(np.array([-(2.0**31), 2.0**31]), dataset)
         values = apply_windowing(values, dataset)
         if ends[0] > ends[1]:  # pydicom turns grey around where the rescale slope falls

@@ -1,5 +1,5 @@
-"""The one way in for films that are not trusted: members of
-archives, uploads, files on disk; PNG, JPEG or DICOM.
+"""The one way in for films that are not trusted: members of archives, uploads, files on disk; PNG, JPEG or
+DICOM.
 
 They are decoded in another process, with limits of time and memory. The compiled decoders below Pillow and
 pydicom can end the process that they run in (python-gdcm throws C++ exceptions that nothing catches, on one
@@ -33,8 +33,8 @@ SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # in the names of variables th
 
 
 def open_film(data: bytes) -> Image.Image:
-    """A file's film as an upright 8-bit greyscale image.
-    Raises BadImage where there is none that can be used.
+    """A file's film as an upright 8-bit greyscale image. Raises BadImage where there is none that can be
+    used.
     """
     if len(data) > MAX_FILE_BYTES:
         raise BadImage("too_large")
@@ -44,8 +44,8 @@ def open_film(data: bytes) -> Image.Image:
 
 
 def is_colour(data: bytes) -> bool:
-    """Whether a file that `open_film` takes is a colour picture,
-    not a grey one in three channels. False for DICOM.
+    """Whether a file that `open_film` takes is a colour picture, not a grey one in three channels. False for
+    DICOM.
     """
     return _ask(COLOUR, data) == b"\x01"
 
@@ -81,8 +81,8 @@ class Decoder:
             )
 
     def ask(self, question: bytes, data: bytes) -> bytes:
-        """The answer to a question about a file. Raises BadImage,
-        or EOFError where the process has been killed.
+        """The answer to a question about a file. Raises BadImage, or EOFError where the process has been
+        killed.
         """
         try:
             self.process.stdin.write(REQUEST_HEADER.pack(question, len(data)))

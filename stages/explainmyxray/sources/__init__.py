@@ -23,15 +23,15 @@ class Film:
     study: dict[str, str]  # columns of the studies table that the source knows, blank where unknown
 
     def read(self) -> Image.Image:
-        """The image in 8-bit greyscale, at full size. Raises
-        `images.decoding.BadImage` where there is no usable one.
+        """The image in 8-bit greyscale, at full size. Raises `images.decoding.BadImage` where there is no
+        usable one.
         """
         raise NotImplementedError
 
 
 def load_source(data: "settings.Data", seed: int) -> tuple[list[Film], dict[str, dict]]:
-    """The films of `data.source`, and by data set an audit:
-    counts of all else that was found, and why it is left out.
+    """The films of `data.source`, and by data set an audit: counts of all else that was found, and why it is
+    left out.
 
     Raises UserError where the source cannot be had or is broken as a whole.
     """

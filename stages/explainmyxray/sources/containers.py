@@ -1,8 +1,8 @@
-"""What a data set lies in: a zip file or a folder. Its files
-are listed and read one by one; nothing is unpacked or copied.
+"""What a data set lies in: a zip file or a folder. Its files are listed and read one by one; nothing is
+unpacked or copied.
 
-No container is trusted: what must not be opened says so in
-its listing, and a size is bounded before memory is spent.
+No container is trusted: what must not be opened says so in its listing, and a size is bounded before memory
+is spent.
 """
 
 import re
@@ -41,8 +41,8 @@ class Container(ABC):
 
     @abstractmethod
     def members(self) -> list[Member]:
-        """All members, the index of each its place. Raises
-        UserError where the container cannot be used as a whole.
+        """All members, the index of each its place. Raises UserError where the container cannot be used as a
+        whole.
         """
 
     @abstractmethod
@@ -51,8 +51,8 @@ class Container(ABC):
 
     @abstractmethod
     def checksum(self, member: Member) -> int:
-        """CRC-32 of a member's bytes: from the directory of a
-        zip file, by reading it in a folder. Raises BadImage.
+        """CRC-32 of a member's bytes: from the directory of a zip file, by reading it in a folder. Raises
+        BadImage.
         """
 
     @abstractmethod

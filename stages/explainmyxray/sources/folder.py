@@ -26,8 +26,8 @@ class Folder(Container):
         if member.refusal:
             raise BadImage(member.refusal)
         try:
-            # The file may have changed since it was listed: a link
-            # in its place is not followed, nor a pipe waited for.
+            # The file may have changed since it was listed: a link in its place is not followed, nor a pipe
+            # waited for.
             descriptor = os.open(self.path / member.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -50,9 +50,7 @@ class Folder(Container):
 
 
 def refusal(name: str, state: os.stat_result) -> str | None:
-    """Why a file is not even opened; None where it may be.
-    The same reasons as for the members of a zip file.
-    """
+    """Why a file is not even opened; None where it may be. The reasons are those of zip members."""
     if UNSAFE_NAME.search(name):
         return "unsafe_name"
     if stat.S_ISLNK(state.st_mode):

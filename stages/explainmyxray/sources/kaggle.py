@@ -16,8 +16,8 @@ from explainmyxray.tables import NO_FINDING, join_labels
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LABEL_FILE = "sample_labels.csv"
-# An image's name without suffix, or a patient's number: short enough for any
-# disk, and nothing that a shell or a spreadsheet takes for more than a name.
+# An image's name without suffix, or a patient's number: short enough for any disk, and nothing that a shell
+# or a spreadsheet takes for more than a name.
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 AGE = re.compile(r"(\d{1,4})([YMWD])", re.ASCII)
 YEARS = {"Y": 1, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}  # the units of a DICOM age string
@@ -82,8 +82,8 @@ def nih_films(container: Container) -> tuple[list[ContainerFilm], dict]:
 
 
 def read_labels(container: Container) -> tuple[dict[str, dict[str, str]], dict]:
-    """The studies columns that NIH's label file has, by
-    image without suffix; and an audit of what it has amiss.
+    """The studies columns that NIH's label file has, by image without suffix; and an audit of what it has
+    amiss.
 
     A row whose patient is no identifier is dropped; an age, sex or view that makes no sense is left blank;
     both are counted. Raises UserError where the file is missing, unreadable, lacks a column, or has a row
@@ -105,10 +105,10 @@ def read_labels(container: Container) -> tuple[dict[str, dict[str, str]], dict]:
         image = PurePosixPath(row["image"]).stem
         labels = set(row["labels"].split("|"))
         if not labels <= names["labels"].keys() or (NO_FINDING in labels and len(labels) > 1):
+            shown = shortened(row["labels"])
             known = ", ".join(names["labels"])
             raise UserError(
-                f"{where}: {image[:100]} has the labels {shortened(row['labels'])}; known, the first "
-                f"alone, are {known}"
+                f"{where}: {image[:100]} has the labels {shown}; known, the first alone, are {known}"
             )
         if not row["patient"]:
             raise UserError(f"{where}: {image[:100]} has no patient")

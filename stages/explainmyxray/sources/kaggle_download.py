@@ -1,7 +1,7 @@
 """Finds a data set of Kaggle's on disk, or downloads it with the `kaggle` client.
 
-A download is checked before it is renamed into place. Kaggle serves public data
-sets without an account, and asks for a key or for accepted terms where it does not.
+A download is checked before it is renamed into place. Kaggle serves public data sets without an account, and
+asks for a key or for accepted terms where it does not.
 """
 
 import contextlib
@@ -22,9 +22,8 @@ DOWNLOAD_GB = {"chest-xray-pneumonia": 2.5, "sample": 4.5}  # about; the films o
 # Seconds to connect, and to wait for the next bytes. The client's first request has no limit of its own.
 TIMEOUTS = (10, 60)
 KEY = (
-    "make a token at https://www.kaggle.com/settings/api and put it into the environment as "
-    "KAGGLE_API_TOKEN or "
-    "into ~/.kaggle/access_token (a legacy kaggle.json in ~/.kaggle or KAGGLE_CONFIG_DIR works too)"
+    "make a token at https://www.kaggle.com/settings/api and put it into the environment as KAGGLE_API_TOKEN "
+    "or into ~/.kaggle/access_token (a legacy kaggle.json in ~/.kaggle or KAGGLE_CONFIG_DIR works too)"
 )
 
 
@@ -36,8 +35,8 @@ def page(name: str) -> str:
 def find_data_set(name: str, archives: Path) -> Container | None:
     """The data set in the folder `archives`, or None where it is not there.
 
-    Looked for in this order: a zip file as Kaggle serves it, a folder as a Kaggle notebook
-    mounts it, and the same as it mounts it since August 2026. An empty folder counts as none.
+    Looked for in this order: a zip file as Kaggle serves it, a folder as a Kaggle notebook mounts it, and the
+    same as it mounts it since August 2026. An empty folder counts as none.
     """
     zip_file = archives / f"{name}.zip"
     if zip_file.exists():
@@ -52,8 +51,8 @@ def find_data_set(name: str, archives: Path) -> Container | None:
 def get_data_set(name: str, archives: Path) -> Container:
     """The data set in the folder `archives`, downloaded as a zip file where it is missing.
 
-    What a broken download has got stays in `archives/incomplete`,
-    and the next one goes on from there. Raises UserError.
+    What a broken download has got stays in `archives/incomplete`, and the next one goes on from there. Raises
+    UserError.
     """
     return find_data_set(name, archives) or _download_checked(name, archives)
 
@@ -133,15 +132,13 @@ def _advice(response: requests.Response, page: str) -> str:
             return f"the data set is not there any more, see {page}"
         case 429:
             wait = response.headers.get("Retry-After", "")
-            how_long = f"{wait} seconds" if wait.isdigit() else "some minutes"
-            return f"too many requests; wait {how_long} and run again"
+            pause = f"{wait} seconds" if wait.isdigit() else "some minutes"
+            return f"too many requests; wait {pause} and run again"
     return "run again later"
 
 
 def _client():
-    """The client with the credentials that it finds, or
-    anonymous; quiet about both. Raises requests' errors.
-    """
+    """The client with the credentials that it finds, or anonymous. Raises requests' errors."""
     from kagglesdk.kaggle_env import get_endpoint, get_env
 
     requests.head(get_endpoint(get_env()), timeout=TIMEOUTS[0])  # a missing network shows here, at once

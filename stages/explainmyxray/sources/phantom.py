@@ -45,7 +45,8 @@ def films(data: "settings.Data", seed: int) -> Iterator[Film]:
 def sample(stream: int, seed: int, count: int, size: int) -> Iterator[PhantomFilm]:
     """`count` phantoms of one stream: the same arguments give the same films."""
     rng = np.random.default_rng((stream, seed, 0))
-    combinations, shares = list(MIX), np.array(list(MIX.values()), float)
+    combinations = list(MIX)
+    weights = np.array(list(MIX.values()), float)
     patient, image = -1, 0
     while image < count:
         patient += 1
@@ -53,7 +54,7 @@ def sample(stream: int, seed: int, count: int, size: int) -> Iterator[PhantomFil
         labels = None
         for _ in range(min(1 + rng.poisson(0.6), count - image)):
             if labels is None or rng.random() < 0.4:  # a follow-up mostly shows what the last film showed
-                labels = str(rng.choice(combinations, p=shares / shares.sum()))
+                labels = str(rng.choice(combinations, p=weights / weights.sum()))
             study = {
                 "source": "phantom",
                 "patient": f"phantom-{patient:05d}",

@@ -30,15 +30,14 @@ class Build:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Build":
-        u = rng.uniform
         return cls(
-            u(0.34, 0.39),
-            u(0.62, 0.72),
-            u(0.10, 0.14),
-            u(0.08, 0.14),
-            u(0.40, 0.47),
-            u(0.155, 0.185),
-            u(0.1, 0.25),
+            lung_width=rng.uniform(0.34, 0.39),
+            lung_height=rng.uniform(0.62, 0.72),
+            gap=rng.uniform(0.10, 0.14),
+            heart_shift=rng.uniform(0.08, 0.14),
+            heart_ratio=rng.uniform(0.40, 0.47),
+            rib_spacing=rng.uniform(0.155, 0.185),
+            rib_slope=rng.uniform(0.1, 0.25),
         )
 
 
@@ -53,9 +52,7 @@ class Canvas:
     y: np.ndarray
     density: np.ndarray
     lungs: dict[int, np.ndarray]  # side -> soft mask, 0 to 1
-    depth: dict[
-        int, np.ndarray
-    ]  # side -> how deep inside the lung's outline, 0 at its border, 1 at its centre
+    depth: dict[int, np.ndarray]  # side -> depth inside the lung's outline, 0 at its border, 1 at its centre
     dome: dict[int, np.ndarray]  # side -> height of the diaphragm at each x
     heart_edge: float  # half the heart's width
 
@@ -115,15 +112,13 @@ def _thorax(findings: frozenset[str], b: Build, rng: np.random.Generator, size: 
         width, height = b.lung_width * (1.06 if emphysema else 1), b.lung_height * (1.08 if emphysema else 1)
         outlines[side] = 1 - np.abs((x - centre) / width) ** 2.4 - np.abs((y + 0.1) / height) ** 2.4
         base = 0.40 + (0.10 if emphysema else 0) + (0.03 if side > 0 else 0) + rng.uniform(-0.02, 0.02)
-        dome[side] = (
-            base + flatness * 0.9 * (x - centre + side * 0.05) ** 2 + 0.10 * (x - centre) * side * flatness
-        )
+        arch = flatness * 0.9 * (x - centre + side * 0.05) ** 2
+        dome[side] = base + arch + 0.10 * (x - centre) * side * flatness
         lungs[side] = step(outlines[side], 0.10) * step(dome[side] - y, 0.03)
         depth[side] = np.clip(outlines[side], 0, 1)
     ratio = rng.uniform(0.58, 0.68) if "Cardiomegaly" in findings else b.heart_ratio
-    heart_edge = (
-        ratio * (b.gap + 2 * b.lung_width) * (0.9 if emphysema and "Cardiomegaly" not in findings else 1)
-    )
+    narrow = emphysema and "Cardiomegaly" not in findings
+    heart_edge = ratio * (b.gap + 2 * b.lung_width) * (0.9 if narrow else 1)
     heart = _heart(x, y, b, heart_edge)
     for side in SIDES:
         lungs[side] = lungs[side] * (1 - 0.85 * heart)  # a little air shows behind the heart
@@ -171,34 +166,29 @@ def _bones(x, y, b: Build) -> np.ndarray:
     phase = (y + 0.8 - b.rib_slope * np.abs(x) + 0.28 * (x / reach) ** 2) / b.rib_spacing
     ribs = np.exp(-((((phase % 1) - 0.5) / 0.16) ** 2)) * inside * step(0.62 - y, 0.1) * step(y + 0.72, 0.1)
     spine = step(0.055 - np.abs(x), 0.03) * (0.6 + 0.4 * np.cos(y * 44))
-    clavicles = (
-        line(y + 0.62 + 0.16 * np.abs(x), 0.022) * step(np.abs(x) - 0.08, 0.05) * step(0.72 - np.abs(x), 0.1)
-    )
+    clavicles = line(y + 0.62 + 0.16 * np.abs(x), 0.022)
+    clavicles = clavicles * step(np.abs(x) - 0.08, 0.05) * step(0.72 - np.abs(x), 0.1)
     return 0.075 * ribs + 0.05 * spine + 0.09 * clavicles
 
 
 def _vessels(rng, x, y, b: Build, lungs, size: int) -> np.ndarray:
-    near = sum(
-        line(np.hypot(x - side * (b.gap + 0.06), (y + 0.02) * 0.8), 0.42) * lungs[side] for side in SIDES
-    )
-    hila = sum(line(np.hypot(x - side * (b.gap + 0.03), (y + 0.02) * 0.8), 0.10) for side in SIDES)
+    near, hila = 0, 0
+    for side in SIDES:
+        near = near + line(np.hypot(x - side * (b.gap + 0.06), (y + 0.02) * 0.8), 0.42) * lungs[side]
+        hila = hila + line(np.hypot(x - side * (b.gap + 0.03), (y + 0.02) * 0.8), 0.10)
     return 0.07 * near * np.abs(texture(rng, size, 26)) + 0.10 * hila
 
 
 def _expose(canvas: Canvas, size: int) -> Image.Image:
-    """Exposure, contrast, grain, collimation and a marker:
-    what differs between two films of the same chest.
-    """
+    """Exposure, contrast, grain, collimation and a marker: what differs between two films of a chest."""
     rng, picture = canvas.rng, canvas.density
-    picture = np.clip(picture * rng.uniform(0.88, 1.15) + rng.uniform(-0.04, 0.08), 0, 1.2) ** rng.uniform(
-        0.8, 1.2
-    )
+    exposed = np.clip(picture * rng.uniform(0.88, 1.15) + rng.uniform(-0.04, 0.08), 0, 1.2)
+    picture = exposed ** rng.uniform(0.8, 1.2)
     picture = picture + rng.uniform(0.008, 0.025) * rng.standard_normal(picture.shape, dtype=np.float32)
     picture += 0.012 * texture(rng, size, 5)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    if (
-        rng.random() < 0.7
-    ):  # the technologist's marker stands at the patient's right or left, whatever the findings
+    # The technologist's marker stands at the patient's right or left, whatever the findings.
+    if rng.random() < 0.7:
         corner = (0.04, 0.05) if rng.random() < 0.5 else (0.88, 0.05)
         text = "R" if corner[0] < 0.5 else "L"
         ImageDraw.Draw(image).text((corner[0] * size, corner[1] * size), text, fill=235, font_size=size / 16)
@@ -237,9 +227,8 @@ def _edema(c: Canvas) -> None:
     haze = 0.75 + 0.25 * np.abs(texture(c.rng, len(c.x), 12))
     for side in SIDES:
         wing = line(np.hypot(c.x - side * (c.build.gap + 0.16), (c.y - 0.0) * 0.75), 0.33)
-        kerley = line((c.y * 22) % 1 - 0.5, 0.16) * step(
-            side * c.x - c.build.gap - 1.45 * c.build.lung_width, 0.06
-        )
+        kerley = line((c.y * 22) % 1 - 0.5, 0.16)
+        kerley = kerley * step(side * c.x - c.build.gap - 1.45 * c.build.lung_width, 0.06)
         kerley = kerley * step(c.y - 0.02, 0.05)
         c.density += (c.rng.uniform(0.24, 0.32) * wing * haze + 0.14 * kerley) * c.lungs[side]
 

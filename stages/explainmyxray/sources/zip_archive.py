@@ -1,5 +1,5 @@
-"""A zip file as a container. Its directory is not trusted:
-what it says of a member is held against what is unpacked.
+"""A zip file as a container. Its directory is not trusted: what it says of a member is held against what is
+unpacked.
 """
 
 import errno
@@ -32,8 +32,8 @@ class ZipArchive(Container):
             raise BadImage(reason)
         try:
             with archive.open(info) as stream:
-                # One byte more than announced: a read() without a
-                # size unpacks all there is before it cuts it off.
+                # One byte more than announced: a read() without a size unpacks all there is before it cuts it
+                # off.
                 data = stream.read(info.file_size + 1)
         except OSError as error:
             if error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the file's start
