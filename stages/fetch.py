@@ -176,8 +176,8 @@ def summary(figures: dict) -> Iterator[str]:
             yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
     near = figures["near_duplicates"]
     yield (
-        f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; {near['images']} of them "
-        f"are near duplicates, of {near['films']} films"
+        f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; "
+        f"{near['images']} of them are near duplicates, of {near['films']} films"
     )
 
 
