@@ -68,7 +68,7 @@ class BadImage(Exception):
 
 
 def decode(data: bytes) -> Image.Image:
-    """A JPEG or PNG file, told by content and not by name, as an upright 8-bit greyscale image without alpha.
+    """A JPEG or PNG file, known by its content, as an upright 8-bit greyscale image without alpha.
 
     Raises BadImage. Pixels, sides and scans are bounded before any pixel is decoded.
     """
