@@ -4,8 +4,8 @@ PaliGemma's vocabulary has 257,216 entries: the logits of a whole batch, with th
 a step's memory. The output layer is frozen, so that all that is wanted of a chunk's logits is the gradient of
 its hidden states, which is taken before the next chunk's logits are made.
 
-torch's own `linear_cross_entropy` is no slower and holds less memory, but it has no soft cap on the logits,
-which PaliGemma 2 needs, and its gradients differ in the sixth digit (`tests/benchmarks/loss.py`).
+torch's own `linear_cross_entropy` is no slower and holds less memory (`tests/benchmarks/loss.py`), but it has
+no soft cap on the logits, which PaliGemma 2 needs, and its gradients differ in the sixth digit.
 """
 
 from collections.abc import Iterator
