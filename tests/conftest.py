@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-REAL = (
-    Path(__file__).resolve().parents[2] / "shared/real"
-)  # real films and label files, where they are at hand
 ROOT = Path(__file__).resolve().parents[1]
+REAL = ROOT.parent / "shared/real"  # real films and label files, where they are at hand
 
 sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the library, not stages/evaluate.py
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["CUDA_VISIBLE_DEVICES"] = (
-    ""  # before torch is imported, and for processes that tests start: all of it on the CPU
-)
+# Before torch is imported, and for the processes that tests start: all of it on the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from explainmyxray import settings  # noqa: E402
 

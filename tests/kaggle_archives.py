@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL = ROOT.parent / "shared/real"
+from conftest import ROOT
+
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 PNEUMONIA, NIH = "chest-xray-pneumonia.zip", "sample.zip"
 

@@ -5,17 +5,16 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
 import paligemma_3b
+from conftest import ROOT
 from explainmyxray.model.adapter import add_lora, count_trainable
 from explainmyxray.settings import load_settings
 
-ROOT = Path(__file__).resolve().parents[1]
 ANSWERS = {  # what the hub answers for each id: status, its own error code
     "google/paligemma-3b-pt-224": (403, "GatedRepo"),
     "google/paligema-3b": (401, "RepoNotFound"),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import run_stage, write_params
+from conftest import ROOT, run_stage, write_params
 from explainmyxray.comparing.comparison import common_images, compare
 from explainmyxray.comparing.gate import broken_guards, worse_figures
 from explainmyxray.comparing.revisions import changed_parameters
@@ -21,7 +21,6 @@ from explainmyxray.scoring import evaluation
 from explainmyxray.settings import Gate
 from explainmyxray.tables import join_labels, write_metrics, write_table
 
-ROOT = Path(__file__).resolve().parents[1]
 GATE = Gate(max_drop=0.0, max_same_text=0.2, max_malformed=0.01)
 WELL_FORMED = {"n": 120, "malformed_reports": {"any": 1}}
 NO_LEAK = {"shared": {"patients": 0, "images": 0}}

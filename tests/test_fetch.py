@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import fetch
+from conftest import REAL
 from explainmyxray import tables
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
@@ -23,7 +24,6 @@ from kaggle_archives import (
     HEADER,
     NIH,
     PNEUMONIA,
-    REAL,
     ROOT,
     audited,
     encoded,

@@ -1,7 +1,6 @@
 """The loss at the report's positions is the plain recipe's loss: same value, same gradients."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from conftest import ROOT
 from explainmyxray.errors import UserError
 from explainmyxray.model import inputs
 from explainmyxray.model.adapter import add_lora
@@ -20,7 +20,6 @@ from explainmyxray.training import loss
 from explainmyxray.training.batches import ReportDataset, truncate_reports
 from explainmyxray.training.loss import ChunkedCrossEntropy, report_loss
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = load_settings(ROOT / "params.yaml")
 MODEL = SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})
 REPORTS = [

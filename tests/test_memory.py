@@ -1,12 +1,11 @@
 """What a step needs of memory: the estimate against what a step takes, and what is said and done with it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
 
 import paligemma_3b
+from conftest import ROOT
 from explainmyxray.errors import UserError
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
@@ -16,7 +15,6 @@ from explainmyxray.training import memory
 from explainmyxray.training.loss import report_loss
 from measure import held, peak
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = load_settings(ROOT / "params.yaml")
 TINY = SETTINGS.model_copy(
     update={"model": SETTINGS.model.model_copy(update={"id": str(ROOT / "models/tiny-paligemma")})}

@@ -15,13 +15,13 @@ import pytest
 
 import doctor
 import fetch
+from conftest import REAL
 from explainmyxray.errors import UserError
 from explainmyxray.settings import load_settings
 from explainmyxray.sources.folder import Folder
 from kaggle_archives import (
     NIH,
     PNEUMONIA,
-    REAL,
     ROOT,
     encoded,
     nih_members,

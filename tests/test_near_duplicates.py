@@ -1,13 +1,13 @@
 """Near duplicates: the same film at another size or encoding is found, another film is not."""
 
 import io
-from pathlib import Path
 
 import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import REAL
 from explainmyxray.images.decoding import decode
 from explainmyxray.images.near_duplicates import (
     MAX_DISTANCE,
@@ -17,7 +17,7 @@ from explainmyxray.images.near_duplicates import (
 )
 from explainmyxray.sources import phantom
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia"
+FILMS = REAL / "chest_xray_pneumonia"
 
 
 def prepared(image: Image.Image) -> bytes:
@@ -39,10 +39,10 @@ def films() -> dict[str, dict[str, Image.Image]]:
     """The 1,739 real films at 224 pixels (`train`), and the 60 that are there in their original size too
     (`originals`).
     """
-    if not REAL.exists():
-        pytest.skip(f"{REAL} is not here")
+    if not FILMS.exists():
+        pytest.skip(f"{FILMS} is not here")
     return {
-        part: {path.stem: decode(path.read_bytes()) for path in sorted((REAL / part).rglob("*.jpeg"))}
+        part: {path.stem: decode(path.read_bytes()) for path in sorted((FILMS / part).rglob("*.jpeg"))}
         for part in ("train", "originals")
     }
 

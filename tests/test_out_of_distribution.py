@@ -1,17 +1,16 @@
 """Images unlike those that an adapter was tuned on are recognised."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from conftest import REAL
 from explainmyxray import out_of_distribution
 from explainmyxray.images.decoding import decode
 from explainmyxray.sources import phantom
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "chest_xray_pneumonia" / "train"
+FILMS = REAL / "chest_xray_pneumonia/train"
 
 
 def phantoms(seed: int, count: int) -> list[Image.Image]:
@@ -38,9 +37,9 @@ def others() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def real() -> list[Image.Image]:
-    paths = sorted(REAL.rglob("*.jpeg"))
+    paths = sorted(FILMS.rglob("*.jpeg"))
     if not paths:
-        pytest.skip(f"{REAL} is not here")
+        pytest.skip(f"{FILMS} is not here")
     return [decode(path.read_bytes()) for path in paths[::2]]
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from conftest import SMALL, write_params
+from conftest import ROOT, SMALL, write_params
 from explainmyxray.training.processes import find_free_port
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
 SHARED = {
     "lora": {"dropout": 0.0},  # each process would draw its own

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from conftest import ROOT
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
@@ -21,7 +22,6 @@ from explainmyxray.reports.wordings import CLAIM_PATTERNS
 from explainmyxray.reports.writer import render_report
 from explainmyxray.tables import COLUMNS, NO_FINDING, read_table, split_labels, write_table
 
-ROOT = Path(__file__).parents[1]
 NIH = ROOT.parent / "shared" / "real" / "nih_sample" / "sample_labels.csv"
 TEMPLATES_AS_COMMITTED = load_templates()
 LONGEST_WORDS = 80  # the longest report of seven findings has about 105 Gemma tokens

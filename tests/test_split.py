@@ -6,13 +6,13 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import REAL, ROOT
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.settings import Split
@@ -20,8 +20,6 @@ from explainmyxray.splits.group import find_groups
 from explainmyxray.splits.make_splits import SPLITS, make_splits
 from explainmyxray.tables import NO_FINDING, REPORT_COLUMNS, read_table, split_labels, write_table
 
-ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "real"
 NIH = REAL / "nih_sample" / "sample_labels.csv"
 NAMES = REAL / "chest_xray_pneumonia" / "names.txt"
 GUIDE = {

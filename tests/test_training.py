@@ -12,14 +12,13 @@ from accelerate.state import AcceleratorState
 from peft import PeftModel
 from transformers import PaliGemmaForConditionalGeneration, TrainerState
 
-from conftest import SMALL, run_stage, write_params
+from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray import out_of_distribution
 from explainmyxray.errors import UserError
 from explainmyxray.settings import load_settings
 from explainmyxray.training import trainer
 from explainmyxray.training.checkpoints import step_of
 
-ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path("models/adapter/adapter_model.safetensors")
 
 
