@@ -21,7 +21,7 @@ repro: .venv/installed
 	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
 
 test: .venv/installed
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 doctor: .venv/installed
 	$(VENV)/python stages/doctor.py

@@ -3,10 +3,13 @@ a small copy of the repository to run stages in.
 """
 
 import contextlib
+import fcntl
 import importlib.util
+import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,8 @@ sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the libra
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported, and for the processes that tests start: all of it on the CPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# One thread a process: tests run side by side, and threads that wait for one another take the cores from them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from explainmyxray import settings  # noqa: E402
 
@@ -108,6 +113,14 @@ def run_stage(name: str, *arguments: str) -> None:
         module.main()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, files with slow tests come first, so that the workers end at about the same time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_arguments():
     """Stages that are called as functions see no argument of pytest's, which they would refuse."""
@@ -116,19 +129,37 @@ def no_arguments():
         yield
 
 
+def make_once(name: str, tmp_path_factory, make: Callable[[Path], None]) -> Path:
+    """A folder filled by `make`, which runs in one of pytest-xdist's workers; the others get a copy."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers
+    original, record = base / f"original-{name}", base / f"parameters-read-{name}.json"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            original.mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(original)
+                make(original)
+            record.write_text(json.dumps({stage: sorted(names) for stage, names in READ.items()}))
+    for stage, names in json.loads(record.read_text()).items():
+        READ.setdefault(stage, set()).update(names)
+    folder = tmp_path_factory.mktemp(name)
+    shutil.copytree(original, folder, symlinks=True, dirs_exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A folder with params.yaml and the outputs of the three data stages, on 120 phantoms."""
-    folder = tmp_path_factory.mktemp("small")
-    write_params(folder, SMALL)
-    here = os.getcwd()
-    os.chdir(folder)
-    try:
+
+    def make(folder: Path) -> None:
+        write_params(folder, SMALL)
         for stage in ("fetch", "synthesize_reports", "split"):
             run_stage(stage)
-    finally:
-        os.chdir(here)
-    return folder
+
+    return make_once("small", tmp_path_factory, make)
 
 
 @pytest.fixture
@@ -144,17 +175,17 @@ def workspace(small_data, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(small_data, tmp_path_factory):
+def finished(small_data, tmp_path_factory) -> Path:
     """A workspace where training and evaluation have run to the end."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "data").symlink_to(small_data / "data")
-    shutil.copytree(small_data / "metrics", folder / "metrics")
-    write_params(folder, SMALL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+
+    def make(folder: Path) -> None:
+        (folder / "data").symlink_to(small_data / "data")
+        shutil.copytree(small_data / "metrics", folder / "metrics")
+        write_params(folder, SMALL)
         run_stage("train_qlora")
         run_stage("evaluate")
-    return folder
+
+    return make_once("finished", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
