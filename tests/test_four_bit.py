@@ -7,8 +7,10 @@ from PIL import Image
 
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.model.decoded_weights import decode_weights, forget_decoded_weights
 from explainmyxray.model.inputs import TrainingCollator
 from explainmyxray.training.loss import report_loss
+from explainmyxray.training.memory import checkpointable_layers, enable_gradient_checkpointing
 from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 
@@ -52,3 +54,29 @@ def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch):
         assert torch.equal(gradient, after[name]), name
     for name, weight in model.named_parameters():
         assert torch.equal(weight, weights[name]), name
+
+
+@pytest.mark.parametrize("num_stored", [1, 8])
+def test_weights_decoded_once_change_no_byte_of_a_step(num_stored):
+    """Whatever is recomputed: loss and gradients with dropout, of all layers decoded, some, and none."""
+    model = load().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.05
+    layers = checkpointable_layers(model)
+    batch = TrainingCollator(load_processor(MODEL))(
+        [(Image.new("L", (224, 224), 90), report) for report in REPORTS]
+    )
+    results = []
+    for decoded in ([], layers[2:5], [model]):
+        forget_decoded_weights(model)
+        for part in decoded:
+            decode_weights(part)
+        enable_gradient_checkpointing(model, num_stored)
+        torch.manual_seed(1)
+        loss = report_loss(model, batch)
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for result in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, result[name]), name

@@ -14,6 +14,7 @@ from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.hub import hub_errors
 from explainmyxray.model.inputs import PROMPT
+from explainmyxray.model.lora_linear import use_fused_lora
 from explainmyxray.model.tuned_on import check_prompt
 
 # PEFT 0.21 warns of what transformers 6 will remove; both are pinned.
@@ -59,9 +60,11 @@ def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftMode
         revision=revision,
     )
     try:
-        return get_peft_model(base, config)
+        model = get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None
+    use_fused_lora(model)
+    return model
 
 
 def adapter_folder(adapter: str) -> str:
@@ -99,6 +102,7 @@ def load_adapter(base, folder: str | Path) -> PeftModel:
         raise UserError(
             f"{folder} does not fit the base that it names: run `dvc repro train_qlora` ({reason[:200]})"
         ) from None
+    use_fused_lora(model)
     return model.eval()
 
 
