@@ -4,9 +4,10 @@
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
     python stages/compare.py main --fail-if-worse    # exit 1: a headline figure is worse, or a guard broken
 
-Reads params.yaml and metrics/predictions.csv of both, the gate metrics/eval.json and metrics/split.json, too;
-needs no model. The interval covers the choice of test patients. It does not cover the luck of one training
-run: for that, train again with another `train.seed` and see how far the two differ.
+Reads params.yaml, metrics/predictions.csv and, where there are any, metrics/samples.csv of both, the gate
+metrics/eval.json and metrics/split.json, too; needs no model. The interval covers the choice of test
+patients. It does not cover the luck of one training run: for that, train again with another `train.seed` and
+see how far the two differ.
 """
 
 import argparse
@@ -17,13 +18,14 @@ sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 
-from explainmyxray.comparing.comparison import common_images, compare
+from explainmyxray.comparing.comparison import common_images, compare, compare_calibration, is_better
 from explainmyxray.comparing.gate import broken_guards, worse_figures
 from explainmyxray.comparing.revisions import (
     changed_parameters,
     load_metrics,
     load_parameters,
     load_predictions,
+    load_samples,
 )
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.settings import load_settings
@@ -57,6 +59,10 @@ def main() -> None:
     parameters = changed_parameters(load_parameters(options.before), load_parameters(options.after))
     before, after = common_images(all_before, all_after)
     figures = compare(before, after, options.samples, settings.seed)
+    samples_before, samples_after = load_samples(options.before), load_samples(options.after)
+    if samples_before is not None and samples_after is not None:
+        calibration = compare_calibration(samples_before, samples_after, options.samples, settings.seed)
+        figures = pd.concat([figures, calibration], ignore_index=True)
 
     names = options.name or options.before, options.after or "working tree"
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
@@ -124,7 +130,7 @@ def figure_table(figures: pd.DataFrame, before: str, after: str) -> str:
         if row.within_noise:
             verdict = "within chance"
         else:
-            verdict = "**better**" if row.difference > 0 else "**worse**"
+            verdict = "**better**" if is_better(row.figure, row.difference) else "**worse**"
         lines.append(
             f"| {row.figure} | {row.before:.3f} | {row.after:.3f} | {row.difference:+.3f} | "
             f"{row.low:+.3f} to {row.high:+.3f} | {verdict} |"

@@ -4,11 +4,13 @@
     python stages/evaluate.py --score   # score metrics/predictions.csv again, without the model
 
 Reads models/adapter, data/splits and data/images, for the pictures metrics/curves and metrics/labels.csv,
-too; writes metrics/predictions.csv, metrics/known_words.csv (of the training reports), metrics/eval.json, the
-few figures of it that compare commits to metrics/headline.json, and the pictures.
+too; writes metrics/predictions.csv, metrics/samples.csv (reports of some test and validation images in both
+decodings, and what sampled reports find there), metrics/known_words.csv (of the training reports),
+metrics/eval.json, the few figures of it that compare commits to metrics/headline.json, and the pictures.
 """
 
 import argparse
+import hashlib
 import os
 import random
 import sys
@@ -22,28 +24,32 @@ sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 from accelerate.utils import set_seed
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.generation import generate, image_features
+from explainmyxray.generation import consensus, generate, image_batches, image_features, sample_reports
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import load_adapter, tuned_base
 from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.pictures.calibration_plots import plot_calibration
 from explainmyxray.pictures.gallery import draw_gallery
 from explainmyxray.pictures.plots import plot_findings, plot_systems
 from explainmyxray.pictures.training_plots import plot_confusion, plot_curves, plot_labels
 from explainmyxray.reports.templates import load_templates
 from explainmyxray.reports.writer import render_report
 from explainmyxray.runtime import write_runtime
-from explainmyxray.scoring import baselines, evaluation
+from explainmyxray.scoring import baselines, evaluation, sampled_reports
 from explainmyxray.scoring.malformed import vocabulary
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_metrics, write_table
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 METRICS = Path("metrics")
-PREDICTIONS, KNOWN_WORDS = METRICS / "predictions.csv", METRICS / "known_words.csv"
+PREDICTIONS, SAMPLES = METRICS / "predictions.csv", METRICS / "samples.csv"
+KNOWN_WORDS = METRICS / "known_words.csv"
 CURVES, LABEL_COUNTS = METRICS / "curves/plots/metrics", METRICS / "labels.csv"
+VALIDATION_IMAGES = 64  # at most, that tell which decoding is the better one
 
 
 def main() -> None:
@@ -56,24 +62,36 @@ def main() -> None:
     options = parser.parse_args()
     settings = load_settings()
     if not options.score:
-        write_table(PREDICTIONS, predict(settings))
+        predictions, samples = predict(settings)
+        write_table(PREDICTIONS, predictions)
+        write_table(SAMPLES, samples)
         # Beside the predictions, so that they can be scored again in a clone that has no data.
         train = read_table(SPLITS / "train.csv", REPORT_COLUMNS)
         write_table(KNOWN_WORDS, pd.DataFrame({"word": vocabulary(train["report"])}))
     predictions = read_table(PREDICTIONS, evaluation.COLUMNS)
     known_words = read_table(KNOWN_WORDS, ("word",))["word"]
     scored = evaluation.score(predictions, known_words, settings.seed, settings.evaluate.bootstrap_samples)
-    write_metrics(METRICS / "eval.json", scored.metrics)
-    write_metrics(METRICS / "headline.json", evaluation.headline(scored.metrics))
-    print(summary(scored.metrics), flush=True)
-    write_plots(predictions, scored, settings)
+    sampled = sampled_reports.score_samples(
+        read_table(SAMPLES, sampled_reports.COLUMNS),
+        predictions.set_index("image")[evaluation.MODEL],
+        settings.seed,
+        settings.evaluate.bootstrap_samples,
+    )
+    metrics = scored.metrics | sampled.metrics
+    write_metrics(METRICS / "eval.json", metrics)
+    write_metrics(METRICS / "headline.json", evaluation.headline(metrics))
+    print(summary(metrics), flush=True)
+    write_plots(predictions, scored, sampled, settings)
 
 
-def predict(settings: Settings) -> pd.DataFrame:
-    """The test split with a report from the model and each baseline: the columns `evaluation.COLUMNS`."""
+def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The columns `evaluation.COLUMNS`: the test split with a report from the model and each baseline; and
+    `sampled_reports.COLUMNS`: a part of test and validation split in both decodings, with what was sampled.
+    """
     require_usable_gpu()
     logging.set_verbosity_error()
     train = read_table(SPLITS / "train.csv", REPORT_COLUMNS)
+    validation = read_table(SPLITS / "val.csv", REPORT_COLUMNS)
     test = read_table(SPLITS / "test.csv", REPORT_COLUMNS)
     train_images, test_images = list(train["image"]), list(test["image"])
     predictions = test[[*evaluation.IMAGE_COLUMNS, "report"]].copy()
@@ -84,12 +102,23 @@ def predict(settings: Settings) -> pd.DataFrame:
     base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER)
-    generated = generate(model, processor, IMAGES, test_images, settings.evaluate, seed=settings.seed)
+    if settings.evaluate.decoding == "consensus":  # all are sampled for it
+        of_test = decode_both(model, processor, "test", test, settings)
+        generated = list(of_test["consensus"])
+    else:
+        generated = generate(model, processor, IMAGES, test_images, settings.evaluate, seed=settings.seed)
+        some = choose_images(test, settings.evaluate.sampled_images, settings.seed)
+        of_test = decode_both(model, processor, "test", some, settings)
     predictions[evaluation.MODEL] = generated
     shown = baselines.other_patients(test["patient"], settings.seed)
     predictions["blind"] = [generated[image] for image in shown]
 
-    # 2) The base without adapter: its reports, and its image features for what needs no language model.
+    # 2) Both decodings on validation images, which may choose between them.
+    some = choose_images(validation, VALIDATION_IMAGES, settings.seed)
+    of_validation = decode_both(model, processor, "val", some, settings)
+    samples = pd.concat([of_test, of_validation], ignore_index=True)
+
+    # 3) The base without adapter: its reports, and its image features for what needs no language model.
     with model.disable_adapter():
         predictions["untuned"] = generate(
             model, processor, IMAGES, test_images, settings.evaluate, "untuned", settings.seed
@@ -99,7 +128,7 @@ def predict(settings: Settings) -> pd.DataFrame:
         test_features = image_features(model, processor, IMAGES, test_images, batch_size).numpy()
     write_runtime("evaluate", started, images=2 * len(test))
 
-    # 3) Baselines without a language model, and the ceiling.
+    # 4) Baselines without a language model, and the ceiling.
     train_labels = [split_labels(labels) for labels in train["labels"]]
     test_labels = [split_labels(labels) for labels in test["labels"]]
     classified = baselines.classifier(
@@ -110,7 +139,33 @@ def predict(settings: Settings) -> pd.DataFrame:
     predictions["nearest"] = train["report"].to_numpy()[similar]
     predictions["classifier"] = render_reports("classifier", classified, test_images, settings)
     predictions["ceiling"] = render_reports("ceiling", test_labels, test_images, settings)
-    return predictions[list(evaluation.COLUMNS)]
+    return predictions[list(evaluation.COLUMNS)], samples[list(sampled_reports.COLUMNS)]
+
+
+def choose_images(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:
+    """That many rows, drawn once for a seed, in their order; all where there are no more."""
+    return rows.sample(min(at_most, len(rows)), random_state=seed).sort_index()
+
+
+def decode_both(model, processor, split: str, rows: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The columns `sampled_reports.COLUMNS` of some rows of a split."""
+    names = list(rows["image"])
+    greedy = settings.evaluate.model_copy(update={"decoding": "greedy"})
+    table = rows[["image", "patient", "labels", "report"]].assign(split=split)
+    table["greedy"] = generate(model, processor, IMAGES, names, greedy, f"greedy, {split}")
+    sampled = []
+    for batch in image_batches(IMAGES, names, settings.evaluate.batch_size, f"sampling, {split}"):
+        sampled += sample_reports(
+            model, processor, batch, settings.evaluate, settings.evaluate.samples, settings.seed
+        )
+    table["consensus"] = [consensus(reports) for reports in sampled]
+    table["sampled"] = [sampled_reports.join_samples(reports) for reports in sampled]
+    return table.assign(adapter=adapter_digest(ADAPTER))
+
+
+def adapter_digest(folder: Path) -> str:
+    """16 hexadecimal digits that name an adapter's weights, so that a figure is not taken for another's."""
+    return hashlib.sha256((folder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()[:16]
 
 
 def render_reports(
@@ -125,11 +180,19 @@ def render_reports(
     return reports
 
 
-def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settings: Settings) -> None:
+def write_plots(
+    predictions: pd.DataFrame,
+    scored: evaluation.Evaluation,
+    sampled: sampled_reports.SampledEvaluation,
+    settings: Settings,
+) -> None:
     """The tables and pictures behind `dvc plots show`."""
     plots = METRICS / "plots"
     write_table(plots / "findings.csv", scored.findings.round(4))
     write_table(plots / "confusion.csv", scored.confusion)
+    write_table(plots / "reliability.csv", sampled.reliability.round(4))
+    write_table(plots / "coverage.csv", sampled.coverage.round(4))
+    plot_calibration(sampled.reliability, sampled.coverage, plots / "calibration.png")
     plot_findings(scored.findings, plots / "findings.png")
     plot_systems(scored.systems, plots / "baselines.png")
     plot_confusion(scored.confusion, plots / "confusion.png")
@@ -151,7 +214,7 @@ def write_plots(predictions: pd.DataFrame, scored: evaluation.Evaluation, settin
 
 
 def summary(metrics: dict) -> str:
-    """The headline figures of the model and of what it is measured against."""
+    """The headline figures of the model and of what it is measured against; both decodings; calibration."""
     lines = [
         f"{'':<11}{'BLEU':>7}{'ROUGE-L':>9}{'micro-F1':>10}{'macro-F1':>10}{'exact':>8}"
         f"{'distinct':>10}{'malformed':>11}"
@@ -163,7 +226,24 @@ def summary(metrics: dict) -> str:
             f"{findings['macro_f1']:>10.3f}{findings['exact_match']:>8.3f}{figures['distinct_reports']:>10}"
             f"{figures['malformed_reports']['any']:>11}"
         )
+    lines += [decodings_line(split, metrics["decodings"][split]) for split in ("test", "val")]
+    calibration = metrics["calibration"]
+    lines.append(
+        f"calibration error of {calibration['findings']} shares: {calibration['ece']:.3f}, of true ones "
+        f"{calibration['ece_by_chance']:.3f} by chance"
+    )
     return "\n".join(lines)
+
+
+def decodings_line(split: str, figures: dict) -> str:
+    """Both decodings on the same images; the better one on validation images may become the default."""
+    f1 = {name: figures[name]["findings"]["micro_f1"] for name in sampled_reports.DECODINGS}
+    difference = figures["consensus_minus_greedy"]
+    return (
+        f"{figures['n']} images of {split}: micro-F1 greedy {f1['greedy']:.3f}, consensus "
+        f"{f1['consensus']:.3f}, difference {difference['micro_f1']:+.3f} "
+        f"({difference['low']:+.3f} to {difference['high']:+.3f})"
+    )
 
 
 if __name__ == "__main__":

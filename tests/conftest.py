@@ -39,7 +39,13 @@ SMALL = {  # a run of seconds: everything else is as committed
         "dataloader_num_workers": 0,
         "learning_rate": 1.0e-3,
     },
-    "evaluate": {"max_new_tokens": 24, "bootstrap_samples": 50, "gallery": 3},
+    "evaluate": {
+        "max_new_tokens": 24,
+        "bootstrap_samples": 50,
+        "gallery": 3,
+        "samples": 2,
+        "sampled_images": 6,
+    },
 }
 
 

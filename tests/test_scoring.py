@@ -31,6 +31,12 @@ REPORTS = [
     "",
 ]
 WORDS = malformed.vocabulary(["There is, we see nothing and " + " ".join(FINDINGS)])
+SAMPLED = {  # of sampled_reports
+    "decodings": {
+        "test": {"greedy": {"findings": {"micro_f1": 0.5}}, "consensus": {"findings": {"micro_f1": 0.75}}}
+    },
+    "calibration": {"ece": 0.125},
+}
 SETS = st.lists(st.frozensets(st.sampled_from(FINDINGS), max_size=5), min_size=12, max_size=12)
 
 
@@ -226,10 +232,11 @@ def test_eval_json_is_what_the_design_says(scored):
 
 
 def test_the_headline_is_the_few_figures_of_the_evaluation_that_fit_on_a_screen(scored):
-    metrics = scored[1].metrics
+    metrics = scored[1].metrics | SAMPLED
     headline = evaluation.headline(metrics)
     assert headline["bleu"] == metrics["bleu"] and headline["micro_f1"] == metrics["findings"]["micro_f1"]
-    assert headline["blind_f1"] == metrics["baselines"]["blind"]["findings"]["micro_f1"]
+    assert headline["blind"] == metrics["baselines"]["blind"]["findings"]["micro_f1"]
+    assert [headline[name] for name in ("greedy", "consensus", "ece")] == [0.5, 0.75, 0.125]
     # `dvc metrics show` puts four blanks before a column, each as wide as its name or a figure like 52.7079.
     widths = [max(len(name), 7) + 4 for name in headline]
     assert len("metrics/headline.json") + sum(widths) <= 120
@@ -338,6 +345,6 @@ def test_malformed_reports_are_counted_for_every_system(scored):
     metrics = evaluation.score(frame, WORDS, 42, 10, labeler=names_in).metrics
     counts = {"any": 3, "non_word": 2, "no_impression": 0, "cut_off": 1, "unknown_word": 2}
     assert metrics["malformed_reports"] == counts
-    assert evaluation.headline(metrics)["malformed"] == 3
+    assert evaluation.headline(metrics | SAMPLED)["malformed"] == 3
     for figures in metrics["baselines"].values():
         assert figures["malformed_reports"]["any"] == 0

@@ -83,6 +83,8 @@ def test_two_runs_give_the_same_bytes(finished, workspace):
         "metrics/train.json",
         "metrics/eval.json",
         "metrics/predictions.csv",
+        "metrics/samples.csv",
+        "metrics/plots/calibration.png",
         "metrics/gallery.png",
     ):
         assert (workspace / name).read_bytes() == (finished / name).read_bytes(), name

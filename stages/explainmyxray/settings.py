@@ -141,6 +141,7 @@ class Evaluate(Section):
     max_new_tokens: Count
     decoding: Literal["greedy", "beam", "consensus"]
     samples: Annotated[int, Field(ge=2)]
+    sampled_images: Count
     num_beams: Annotated[int, Field(ge=2)]
     bootstrap_samples: Count
     gallery: Count

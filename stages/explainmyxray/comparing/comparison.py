@@ -7,8 +7,10 @@ from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.scoring import finding_scores
+from explainmyxray.scoring.calibration import expected_calibration_error
 from explainmyxray.scoring.evaluation import MODEL
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
+from explainmyxray.scoring.sampled_reports import calibration_statistics
 from explainmyxray.scoring.sufficient_statistics import (
     Statistics,
     metrics_from_statistics,
@@ -18,6 +20,8 @@ from explainmyxray.scoring.sufficient_statistics import (
 from explainmyxray.tables import split_labels
 
 KEY = ["image", "patient", "labels"]  # the same test image: a name alone may be another phantom's
+ECE = "calibration.ece"
+LOWER_IS_BETTER = {ECE}
 
 
 def common_images(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -51,22 +55,53 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     resampled_after = _figures(resample(statistics_after, weights))
     rows = []
     for name in figures_before:
-        interval = confidence_interval(resampled_after[name] - resampled_before[name])
-        value_before, value_after = float(figures_before[name]), float(figures_after[name])
-        rows.append(
-            {
-                "figure": name,
-                "before": value_before,
-                "after": value_after,
-                "difference": value_after - value_before,
-                **interval,
-                "within_noise": interval["low"] <= 0 <= interval["high"],
-            }
-        )
+        differences = resampled_after[name] - resampled_before[name]
+        rows.append(_row(name, figures_before[name], figures_after[name], differences))
     table = pd.DataFrame(rows)
     support = finding_scores.support(statistics_before["findings"].sum(axis=0))
     absent = [_f1_name(finding) for finding, images in zip(FINDINGS, support) if images == 0]
     return table[~table["figure"].isin(absent)].reset_index(drop=True)
+
+
+def compare_calibration(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
+    """A row as `compare` has it for the calibration error, from two tables of sampled reports (samples.csv).
+
+    On the test images that both have; no row where they are less than half of the larger.
+    """
+    before, after = before[before["split"] == "test"], after[after["split"] == "test"]
+    both = before[KEY].merge(after[KEY])
+    if 2 * len(both) < max(len(before), len(after)):
+        return pd.DataFrame()
+    statistics_before = calibration_statistics(both.merge(before, on=KEY))
+    statistics_after = calibration_statistics(both.merge(after, on=KEY))
+    weights = bootstrap_weights(both["patient"], samples, seed)
+    resampled_before = expected_calibration_error(np.tensordot(weights, statistics_before, axes=1))
+    resampled_after = expected_calibration_error(np.tensordot(weights, statistics_after, axes=1))
+    row = _row(
+        ECE,
+        expected_calibration_error(statistics_before.sum(axis=0)),
+        expected_calibration_error(statistics_after.sum(axis=0)),
+        resampled_after - resampled_before,
+    )
+    return pd.DataFrame([row])
+
+
+def is_better(figure: str, difference: float) -> bool:
+    """Whether a figure that moved so far is better: most want to be high, an error low."""
+    return difference < 0 if figure in LOWER_IS_BETTER else difference > 0
+
+
+def _row(name: str, before: float, after: float, differences: np.ndarray) -> dict:
+    """A row of the comparison, from the figure of both and their differences in the resamples (samples,)."""
+    interval = confidence_interval(differences)
+    return {
+        "figure": name,
+        "before": float(before),
+        "after": float(after),
+        "difference": float(after) - float(before),
+        **interval,
+        "within_noise": interval["low"] <= 0 <= interval["high"],
+    }
 
 
 def score(predictions: pd.DataFrame) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from explainmyxray.comparing.comparison import compare
+from explainmyxray.comparing.comparison import ECE, LOWER_IS_BETTER, compare
 from explainmyxray.scoring.evaluation import HEADLINE, MODEL
 from explainmyxray.settings import Gate
 
@@ -10,10 +10,14 @@ MICRO_F1 = "findings.micro_f1"
 
 
 def worse_figures(figures: pd.DataFrame, gate: Gate) -> list[str]:
-    """A line for each headline figure that is worse by more than chance and by more than `max_drop`."""
+    """A line for each headline figure, and the calibration error, that is worse by more than chance.
+
+    And by more than `max_drop` of what it was.
+    """
     lines = []
-    for row in figures[figures["figure"].isin(HEADLINE)].itertuples():
-        if row.high < -gate.max_drop * row.before:
+    for row in figures[figures["figure"].isin((*HEADLINE, ECE))].itertuples():
+        least_loss = row.low if row.figure in LOWER_IS_BETTER else -row.high
+        if least_loss > gate.max_drop * row.before:
             lines.append(
                 f"{row.figure} is worse by more than chance: {row.before:.3f} to {row.after:.3f} "
                 f"({row.low:+.3f} to {row.high:+.3f})"

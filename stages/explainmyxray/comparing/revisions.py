@@ -9,10 +9,11 @@ from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
 from explainmyxray.errors import UserError
-from explainmyxray.scoring import evaluation
+from explainmyxray.scoring import evaluation, sampled_reports
 from explainmyxray.tables import parse_table
 
 PREDICTIONS = "metrics/predictions.csv"
+SAMPLES = "metrics/samples.csv"
 PARAMETERS = "params.yaml"
 ABSENT = "–"
 
@@ -24,6 +25,15 @@ def load_predictions(revision: str | None) -> pd.DataFrame:
     """
     text = _read(PREDICTIONS, revision)
     return parse_table(io.StringIO(text), f"{PREDICTIONS} of {_name(revision)}", evaluation.COLUMNS)
+
+
+def load_samples(revision: str | None) -> pd.DataFrame | None:
+    """The table of sampled reports of a revision, of the working tree for None; None where it has none."""
+    try:
+        text = _read(SAMPLES, revision)
+    except UserError:  # a revision from before they were sampled
+        return None
+    return parse_table(io.StringIO(text), f"{SAMPLES} of {_name(revision)}", sampled_reports.COLUMNS)
 
 
 def load_metrics(path: str, revision: str | None) -> dict:

@@ -21,7 +21,7 @@ def outcome_counts(true: Sequence[Findings], predicted: Sequence[Findings]) -> n
 
     Raises ValueError for a name that is none of the 14: it would be left out of every figure without a word.
     """
-    actual, named = _indicators(true), _indicators(predicted)
+    actual, named = indicators(true), indicators(predicted)
     return np.stack([actual & named, ~actual & named, actual & ~named], axis=-1).astype(np.int64)
 
 
@@ -98,16 +98,16 @@ def confusion_pairs(true: Sequence[Findings], predicted: Sequence[Findings]) -> 
     return pairs
 
 
-def _indicators(sets: Sequence[Findings]) -> np.ndarray:
+def indicators(sets: Sequence[Findings]) -> np.ndarray:
     """n sets as a boolean array (n, 14)."""
     unknown = frozenset().union(*sets) - set(FINDINGS)
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: none of the 14 findings")
-    indicators = np.zeros((len(sets), len(FINDINGS)), dtype=bool)
+    array = np.zeros((len(sets), len(FINDINGS)), dtype=bool)
     for row, findings in enumerate(sets):
         for name in findings:
-            indicators[row, FINDINGS.index(name)] = True
-    return indicators
+            array[row, FINDINGS.index(name)] = True
+    return array
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
