@@ -28,19 +28,17 @@ from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from kagglesdk.kaggle_env import get_endpoint, get_env
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
-from explainmyxray.model.base import check_base, compute_dtype
+from explainmyxray.model.base import check_base, compute_dtype, load_family
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources.kaggle_download import DATA_SETS, DOWNLOAD_GB, KEY, find_data_set, page
 from explainmyxray.training import memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
-PROMPT = 8  # tokens of <bos>, prompt and line break, at most
 GIB = 2**30
 
 # GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take
@@ -149,7 +147,7 @@ def base(settings: Settings) -> Iterator[Line]:
     """The base model: a folder, or the hub's, its licence
     accepted; and how much of it is to be downloaded.
     """
-    found = check_once(settings.model)
+    found = check_once(settings.model, settings.data.image_size)
     if found.problem:
         yield MISSING, f"base: {found.problem}"
     elif found.model.revision is None:
@@ -178,10 +176,10 @@ class CheckedBase:
 
 
 @cache
-def check_once(model: Model) -> CheckedBase:
+def check_once(model: Model, image_size: int) -> CheckedBase:
     """Find the base; asked once, for a missing network takes half a minute."""
     try:
-        return CheckedBase(check_base(model))
+        return CheckedBase(check_base(model, image_size))
     except UserError as error:
         return CheckedBase(model, problem=str(error))
 
@@ -216,14 +214,14 @@ def step(settings: Settings) -> Iterator[Line]:
     """Memory of a training step with the longest report
     that model.max_length allows, against what is free.
     """
-    found = check_once(settings.model)
+    found = check_once(settings.model, settings.data.image_size)
     if found.problem:
         yield NOTE, "memory: not known without the base"
         return
-    vision = AutoConfig.from_pretrained(found.model.id, revision=found.model.revision).vision_config
+    family = load_family(found.model)
     said = io.StringIO()
     try:
-        before = (vision.image_size // vision.patch_size) ** 2 + PROMPT
+        before = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
         with contextlib.redirect_stdout(said):
             memory.plan_checkpointing(settings, before, max(settings.model.max_length - before, 1))
     except UserError as error:
@@ -270,7 +268,7 @@ def download_size(settings: Settings) -> float | None:
     """GiB of the base that are not in the cache; where the
     hub does not tell, what PaliGemma-3B is known to take.
     """
-    found = check_once(settings.model)
+    found = check_once(settings.model, settings.data.image_size)
     weights = None if found.problem else ask_for_weights(found.model)
     if weights:
         return weights.missing / GIB

@@ -101,7 +101,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     # 1) The tuned model's report of each image, and, as `blind`, its report of another patient's image.
     base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base)
-    model = load_adapter(load_base(base, settings.quantization), ADAPTER)
+    model = load_adapter(load_base(base, settings.quantization), ADAPTER, processor.prompt)
     if settings.evaluate.decoding == "consensus":  # all are sampled for it
         of_test = decode_both(model, processor, "test", test, settings)
         generated = list(of_test["consensus"])

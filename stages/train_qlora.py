@@ -26,13 +26,13 @@ from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter
-from explainmyxray.model.base import check_base, load_base, load_processor
-from explainmyxray.model.inputs import PROMPT, open_image
+from explainmyxray.model.base import check_base, load_base, load_family, load_processor
+from explainmyxray.model.inputs import open_image
 from explainmyxray.model.tuned_on import save_tuned_on
 from explainmyxray.model_card import write_model_card
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.runtime import write_runtime
-from explainmyxray.settings import Settings, load_settings
+from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
@@ -55,7 +55,7 @@ def train_adapter() -> None:
     require_usable_gpu()
     logging.set_verbosity_error()
     state = PartialState(cpu=not torch.cuda.is_available())  # finds the other processes and this one's GPU
-    base = check_base(settings.model)
+    base = check_base(settings.model, settings.data.image_size)
     checkpoints = checkpoints_folder()
     tables = [SPLITS / f"{name}.csv" for name in ("train", "val")]
     rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
@@ -67,7 +67,7 @@ def train_adapter() -> None:
 
     set_seed(settings.train.seed)
     started = time.monotonic()
-    processor = load_processor(base)
+    processor = load_processor(base, settings.data.image_size)
     training, validation = make_datasets(processor, rows, IMAGES, settings)
     num_stored = plan_checkpointing(
         settings.model_copy(update={"model": base}),
@@ -84,7 +84,7 @@ def train_adapter() -> None:
     figures = train(model, processor, training, validation, settings, checkpoints, Path("metrics/curves"))
     figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent}
     if is_main_process():
-        save(model, settings, base.revision, rows, figures)
+        save(model, processor.prompt, settings, base, rows, figures)
         write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
         shutil.rmtree(checkpoints)
         print(
@@ -95,12 +95,15 @@ def train_adapter() -> None:
     state.destroy_process_group()
 
 
-def save(model, settings: Settings, revision: str | None, rows: dict, figures: dict) -> None:
+def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figures: dict) -> None:
     """The adapter with its card and what its images looked like, and the figures."""
+    family = load_family(base)
     facts = {
         **figures,
-        "revision": revision or "in this repository",
-        "prompt": PROMPT,
+        "revision": base.revision or "in this repository",
+        "family": family.name,
+        "model_class": family.model_class.__name__,
+        "prompt": prompt,
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "train_images": len(rows["train"]),
         "train_patients": rows["train"]["patient"].nunique(),
@@ -110,7 +113,7 @@ def save(model, settings: Settings, revision: str | None, rows: dict, figures: d
     validation_images = (open_image(IMAGES, name) for name in rows["val"]["image"])
     with replacing_folder(ADAPTER) as folder:
         save_adapter(model, folder)
-        save_tuned_on(folder, PROMPT, rows["train"]["source"])
+        save_tuned_on(folder, prompt, rows["train"]["source"])
         write_model_card(folder, settings, facts)
         out_of_distribution.fit(training_images, validation_images).save(folder)
     write_metrics("metrics/train.json", figures)

@@ -55,7 +55,7 @@ def change_weights(folder, change) -> None:
 
 
 def load(folder):
-    return load_adapter(load_base(BASE, SETTINGS.quantization), folder)
+    return load_adapter(load_base(BASE, SETTINGS.quantization), folder, "describe en")
 
 
 def test_all_weights_of_an_adapter_are_used(adapter):

@@ -1,14 +1,12 @@
 """Attribution points at what a finding depends on; on phantoms the place of each sign is known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from conftest import ROOT
-from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side, sentences_naming
+from explainmyxray.explaining.attribution import Attribution, attribute, cell_size, sentences_naming
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -61,11 +59,13 @@ def test_sentences_that_name_a_finding_are_found_and_those_that_deny_one_are_not
     assert sentences_naming("") == {} and sentences_naming("The lungs are clear. No mass.") == {}
 
 
-def test_the_grid_is_the_models_own(tiny):
-    vision = SimpleNamespace(image_size=224, patch_size=14)  # PaliGemma-3B's
-    paligemma_3b = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    assert patch_grid_side(tiny[0]) == 8
-    assert patch_grid_side(paligemma_3b) == 16
+@pytest.mark.parametrize(
+    "image_size, patch_size, cells",
+    [(224, 28, 8), (224, 14, 16), (448, 14, 16), (896, 14, 16), (384, 16, 12)],
+)
+def test_the_maps_have_a_cell_a_patch_up_to_sixteen_a_side(image_size, patch_size, cells):
+    """A window is a forward pass: 64 x 64 patches would be 3,969 of them for each film."""
+    assert cells * cell_size(image_size, patch_size) == image_size
 
 
 def test_maps_are_of_the_grid_and_the_same_again_whatever_the_batch(tiny):

@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.datasets import load_sample_image
 
-from conftest import ROOT, run_stage
+from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.files import find_images
 from explainmyxray.explaining.loading import load
@@ -255,9 +255,10 @@ def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder,
     assert json.loads(alone) == json.loads(among)
 
 
-def test_an_adapter_is_never_asked_with_another_prompt(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    monkeypatch.setattr("explainmyxray.model.adapter.PROMPT", "caption en")
+def test_an_adapter_is_never_asked_with_another_prompt(finished, tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(finished / "models")
+    write_params(tmp_path, SMALL, {"model": {"prompt": "caption en"}})
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="tuned with the prompt 'describe en', and is asked 'caption en'"):
         load("models/adapter", samples=0)
 

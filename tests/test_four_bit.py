@@ -8,7 +8,6 @@ from PIL import Image
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.decoded_weights import decode_weights, forget_decoded_weights
-from explainmyxray.model.inputs import TrainingCollator
 from explainmyxray.training.loss import report_loss
 from explainmyxray.training.memory import checkpointable_layers, enable_gradient_checkpointing
 from test_loss import MODEL, REPORTS, SETTINGS, gradients
@@ -39,7 +38,7 @@ def test_a_validation_changes_neither_weights_nor_gradients(monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model = load()
     weights = {name: weight.clone() for name, weight in model.named_parameters()}
-    batch = TrainingCollator(load_processor(MODEL))(
+    batch = load_processor(MODEL).training_batch(
         [(Image.new("L", (224, 224), 90), report) for report in REPORTS]
     )
 
@@ -64,7 +63,7 @@ def test_weights_decoded_once_change_no_byte_of_a_step(num_stored):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.05
     layers = checkpointable_layers(model)
-    batch = TrainingCollator(load_processor(MODEL))(
+    batch = load_processor(MODEL).training_batch(
         [(Image.new("L", (224, 224), 90), report) for report in REPORTS]
     )
     results = []

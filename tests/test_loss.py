@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from conftest import ROOT
 from explainmyxray.errors import UserError
-from explainmyxray.model import inputs
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
-from explainmyxray.model.inputs import TrainingCollator, prompt_length
+from explainmyxray.model.families.family import IGNORE_INDEX
 from explainmyxray.settings import load_settings
 from explainmyxray.training import loss
 from explainmyxray.training.batches import ReportDataset, truncate_reports
@@ -72,7 +71,7 @@ def assert_same(first: dict, second: dict) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_loss_and_gradients_are_the_plain_recipe_s(model, processor, samples, checkpointing):
-    batch = TrainingCollator(processor)(samples)
+    batch = processor.training_batch(samples)
     plain = model(**batch).loss
     plain.backward()
     expected = gradients(model)
@@ -92,7 +91,7 @@ def test_logits_of_a_few_tokens_at_a_time_give_the_same_loss_and_gradients(
     """With the soft cap on logits that PaliGemma 2 has, too."""
     text_config = model.get_base_model().config.get_text_config()
     monkeypatch.setattr(text_config, "final_logit_softcapping", soft_cap, raising=False)
-    batch = TrainingCollator(processor)(samples)
+    batch = processor.training_batch(samples)
     plain = model(**batch).loss
     plain.backward()
     expected = gradients(model)
@@ -130,8 +129,9 @@ def test_a_gradient_in_fp16_keeps_the_unlikely_tokens():
     weight[1:, 1] = 1.0  # all others
     hidden_states = torch.tensor([[math.log(99 * (vocabulary - 1)), 0.0]]).half().requires_grad_()
     config = SimpleNamespace(vocab_size=vocabulary)
+    head = TensorCoreHead(weight)
     base = SimpleNamespace(
-        lm_head=TensorCoreHead(weight), config=SimpleNamespace(get_text_config=lambda: config)
+        get_output_embeddings=lambda: head, config=SimpleNamespace(get_text_config=lambda: config)
     )
     total = ChunkedCrossEntropy.apply(hidden_states, torch.tensor([0]), base)
     (total * loss_scale).backward()
@@ -147,7 +147,7 @@ def test_an_output_layer_that_is_trained_gets_its_gradient(processor, samples):
     lora = SETTINGS.lora.model_copy(update={"dropout": 0.0, "target_modules": ["q_proj", "lm_head"]})
     torch.manual_seed(0)
     model = add_lora(load_base(MODEL, SETTINGS.quantization), lora).train()
-    batch = TrainingCollator(processor)(samples)
+    batch = processor.training_batch(samples)
     model(**batch).loss.backward()
     expected = gradients(model)
     report_loss(model, batch).backward()
@@ -156,11 +156,11 @@ def test_an_output_layer_that_is_trained_gets_its_gradient(processor, samples):
 
 
 def test_accumulated_ragged_micro_batches_are_one_large_batch(model, processor, samples):
-    collate = TrainingCollator(processor)
+    collate = processor.training_batch
     whole = collate(samples)
     report_loss(model, whole).backward()
     expected = gradients(model)
-    num_tokens = (whole["labels"] != inputs.IGNORE_INDEX).sum()
+    num_tokens = (whole["labels"] != IGNORE_INDEX).sum()
     for part in (samples[:1], samples[1:]):
         report_loss(model, collate(part), num_tokens).backward()
     assert_same(gradients(model), expected)
@@ -174,27 +174,27 @@ def test_only_the_adapter_is_trained_and_only_in_float32(model):
 
 
 def test_labels_hold_the_report_and_its_end(processor, samples):
-    batch = TrainingCollator(processor)(samples)
-    in_report = batch["labels"] != inputs.IGNORE_INDEX
+    batch = processor.training_batch(samples)
+    in_report = batch["labels"] != IGNORE_INDEX
     for row, mask, report in zip(batch["labels"], in_report, REPORTS):
         assert processor.tokenizer.decode(row[mask]) == report + "<eos>"
     longest = int(in_report.sum(1).max())
-    assert batch["input_ids"].shape[1] == prompt_length(processor) + longest
+    assert batch["input_ids"].shape[1] == processor.prompt_length + longest
 
 
 def test_a_report_too_long_is_counted_and_keeps_its_end(processor, samples):
     max_report_length = 13
-    max_length = prompt_length(processor) + max_report_length
+    max_length = processor.prompt_length + max_report_length
     reports, lengths = truncate_reports(REPORTS, processor, max_length)
     assert [length > max_report_length for length in lengths] == [False, True, False, False]
     assert reports[0] == REPORTS[0]
     assert REPORTS[1].startswith(reports[1])
     image = samples[0][0]
-    labels = TrainingCollator(processor)([(image, reports[1])])["labels"][0]
+    labels = processor.training_batch([(image, reports[1])])["labels"][0]
     assert labels[-1] == processor.tokenizer.eos_token_id
     assert len(labels) == max_length
     with pytest.raises(UserError, match="model.max_length"):
-        truncate_reports(REPORTS, processor, prompt_length(processor))
+        truncate_reports(REPORTS, processor, processor.prompt_length)
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path, processor):

@@ -9,7 +9,6 @@ from conftest import ROOT
 from explainmyxray.errors import UserError
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
-from explainmyxray.model.inputs import TrainingCollator, prompt_length
 from explainmyxray.settings import load_settings
 from explainmyxray.training import memory
 from explainmyxray.training.loss import report_loss
@@ -54,8 +53,8 @@ def test_the_estimate_is_within_15_percent_of_what_a_step_takes(batch_size, chec
     settings = changed(TINY, "train", per_device_train_batch_size=batch_size)
     processor = load_processor(settings.model)
     images = [Image.new("L", (224, 224), shade) for shade in range(batch_size)]
-    inputs = TrainingCollator(processor)([(image, REPORT) for image in images])
-    before = prompt_length(processor)
+    inputs = processor.training_batch([(image, REPORT) for image in images])
+    before = processor.prompt_length
     estimate = memory.estimate_step(settings, before, inputs["labels"].shape[1] - before)
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora).train()
     num_stored = len(estimate.layers)
@@ -126,7 +125,7 @@ def test_a_frozen_tower_has_no_part_in_the_backward():
     model.get_base_model().model.vision_tower.register_forward_hook(
         lambda module, args, output: features.append(output.last_hidden_state)
     )
-    inputs = TrainingCollator(load_processor(settings.model))([(Image.new("L", (224, 224)), REPORT)])
+    inputs = load_processor(settings.model).training_batch([(Image.new("L", (224, 224)), REPORT)])
     report_loss(model, inputs).backward()
     assert not features[0].requires_grad
     trained = [weight for weight in model.parameters() if weight.requires_grad]

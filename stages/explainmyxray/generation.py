@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, PaliGemmaProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from explainmyxray import settings
 from explainmyxray.gpu import gpu_memory_errors
-from explainmyxray.model.inputs import open_image, prompt_batch
+from explainmyxray.model.families import family_of
+from explainmyxray.model.families.family import ReportProcessor
+from explainmyxray.model.inputs import open_image
 from explainmyxray.reports.labeler import positive_findings
 
 # A piece that stands for something else than its letters: <image>,
@@ -33,7 +35,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # of a character that has no piece 
 @gpu_memory_errors()
 def generate(
     model,
-    processor: PaliGemmaProcessor,
+    processor: ReportProcessor,
     images: Path,
     names: Sequence[str],
     generation: settings.Evaluate,
@@ -52,7 +54,7 @@ def generate(
 
 def generate_batch(
     model,
-    processor: PaliGemmaProcessor,
+    processor: ReportProcessor,
     images: list[Image.Image],
     generation: settings.Evaluate,
     seed: int = 0,
@@ -77,7 +79,7 @@ def generate_batch(
 @torch.inference_mode()
 def sample_reports(
     model,
-    processor: PaliGemmaProcessor,
+    processor: ReportProcessor,
     images: list[Image.Image],
     generation: settings.Evaluate,
     samples: int,
@@ -95,7 +97,7 @@ def sample_reports(
         seeds = [seed + zlib.crc32(image.tobytes()) for image in some]
         # Greedy decoding of logits with Gumbel noise draws from
         # their softmax (Gumbel 1954; the Gumbel-max trick).
-        batch = prompt_batch(some, processor)
+        batch = processor.prompt_batch(some)
         rows = {name: value.repeat_interleave(samples, 0) for name, value in batch.items()}
         texts = _generate(
             model,
@@ -159,17 +161,17 @@ def _words_f1(one: Counter, other: Counter) -> float:
 
 @torch.inference_mode()
 def generate_texts(
-    model, processor: PaliGemmaProcessor, images: list[Image.Image], **generate_kwargs
+    model, processor: ReportProcessor, images: list[Image.Image], **generate_kwargs
 ) -> list[str]:
     """The text after image and prompt, all images in one
     batch; `generate_kwargs` are those of `model.generate`.
     """
-    return _generate(model, processor, prompt_batch(images, processor), [], **generate_kwargs)
+    return _generate(model, processor, processor.prompt_batch(images), [], **generate_kwargs)
 
 
 def _generate(
     model,
-    processor: PaliGemmaProcessor,
+    processor: ReportProcessor,
     batch: dict[str, torch.Tensor],
     processors: list[LogitsProcessor],
     **generate_kwargs,
@@ -179,10 +181,10 @@ def _generate(
     logits_processor = LogitsProcessorList([words_only(model, processor), *processors])
     sequences = model.generate(**on_device, logits_processor=logits_processor, **generate_kwargs)
     new_tokens = sequences[:, on_device["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+    return processor.decode(new_tokens)
 
 
-def words_only(model, processor: PaliGemmaProcessor) -> LogitsProcessor:
+def words_only(model, processor: ReportProcessor) -> LogitsProcessor:
     """What keeps `model.generate` to words: tuning leaves the
     base's other pieces a small probability of their own.
     """
@@ -226,14 +228,13 @@ class SuppressPieces(LogitsProcessor):
 @gpu_memory_errors()
 @torch.inference_mode()
 def image_features(
-    model, processor: PaliGemmaProcessor, images: Path, names: Sequence[str], batch_size: int
+    model, processor: ReportProcessor, images: Path, names: Sequence[str], batch_size: int
 ) -> torch.Tensor:
     """(n, hidden) mean patch features of the vision tower, in float32 on the CPU."""
-    tower = model.get_base_model().model.vision_tower
+    family, base = family_of(model), model.get_base_model()
     features = []
     for batch in image_batches(images, names, batch_size, "image features"):
-        pixels = processor.image_processor(batch, return_tensors="pt").pixel_values
-        patches = tower(pixels.to(model.device, tower.dtype)).last_hidden_state
+        patches = family.patch_features(base, processor.pixel_batch(batch))
         features.append(patches.mean(1).float().cpu())
     return torch.cat(features)
 

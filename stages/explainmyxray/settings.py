@@ -67,6 +67,7 @@ class Split(Section):
 class Model(Section):
     id: Annotated[str, Field(min_length=1)]
     revision: str | None
+    prompt: Annotated[str, Field(min_length=1)] | None
     max_length: Count
 
 

@@ -27,7 +27,6 @@ from tqdm import tqdm  # noqa: E402
 
 from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
 from explainmyxray.generation import generate_batch, sample_reports  # noqa: E402
-from explainmyxray.model.inputs import TrainingCollator  # noqa: E402
 from explainmyxray.reports.findings import FINDINGS  # noqa: E402
 from explainmyxray.reports.labeler import positive_findings  # noqa: E402
 from explainmyxray.sources import phantom  # noqa: E402
@@ -85,7 +84,7 @@ def measure(explainer, image) -> tuple[dict, dict[str, float]]:
     """
     model, processor = explainer.model, explainer.processor
     (report,) = generate_batch(model, processor, [image], explainer.generation)
-    batch = TrainingCollator(processor)([(image, report)])
+    batch = processor.training_batch([(image, report)])
     on_device = {name: value.to(model.device) for name, value in batch.items()}
     (losses,) = token_losses(model, on_device)
     (samples,) = sample_reports(model, processor, [image], explainer.generation, SAMPLES, explainer.seed)

@@ -38,8 +38,10 @@ def main() -> None:
     settings = load_settings()
     names = list(read_table("data/splits/test.csv")["image"])[: 2 * settings.evaluate.batch_size]
     processor = load_processor(settings.model)
-    model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER)
-    merged = load_adapter(load_base(settings.model, settings.quantization), ADAPTER).merge_and_unload()
+    model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER, processor.prompt)
+    merged = load_adapter(
+        load_base(settings.model, settings.quantization), ADAPTER, processor.prompt
+    ).merge_and_unload()
     single = settings.evaluate.model_copy(update={"batch_size": 1})
     ways = {
         ONE_BY_ONE: (model, single),

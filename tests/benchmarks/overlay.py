@@ -27,9 +27,10 @@ from tqdm import tqdm
 from conftest import ROOT
 from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.explaining.attribution import Attribution, attribute, patch_grid_side
+from explainmyxray.explaining.attribution import Attribution, attribute, cell_size
 from explainmyxray.explaining.loading import ADAPTER, load
 from explainmyxray.generation import generate_batch
+from explainmyxray.model.families import family_of
 from explainmyxray.sources import phantom
 from signs import touched
 
@@ -54,7 +55,7 @@ def main() -> None:
     parse_no_arguments(__doc__)
     os.chdir(ROOT)
     explainer = load(ADAPTER, 0)
-    side = patch_grid_side(explainer.model)
+    side = explainer.side // cell_size(explainer.side, family_of(explainer.model).patch_size)
     usual_places = find_usual_places(side)
     films = list(phantom.sample(phantom.PIPELINE, SEED, NUM_FILMS, explainer.side))
     rows = []

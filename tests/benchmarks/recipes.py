@@ -21,7 +21,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from explainmyxray.model.inputs import TrainingCollator, prompt_text
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.sources import phantom
 from explainmyxray.training import memory
@@ -94,9 +93,9 @@ class PlainCollator:
 
     def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
         images, reports = zip(*samples)
-        batch = self.processor(
+        batch = self.processor.processor(
             images=list(images),
-            text=[prompt_text()] * len(images),
+            text=[self.processor.prompt_text] * len(images),
             suffix=list(reports),
             padding="longest",
             return_tensors="pt",
@@ -123,7 +122,7 @@ def plain_recipe(folder: Path, rows: pd.DataFrame, processor, images: str = "fil
 
 def our_recipe(dataset: ReportDataset, processor, num_stored: int) -> Recipe:
     """This repository's, with all but the last `num_stored` layers recomputed."""
-    return Recipe(ReportTrainer, TrainingCollator(processor), dataset, num_stored)
+    return Recipe(ReportTrainer, processor.training_batch, dataset, num_stored)
 
 
 @dataclass(frozen=True)

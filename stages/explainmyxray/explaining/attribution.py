@@ -1,12 +1,14 @@
-"""Attribution: on which patches of the image the sentences that name a finding depend.
+"""Attribution: on which parts of the image the sentences that name a finding depend.
 
 Two methods, multiplied, since on phantoms, where the place of each sign is known, neither points as well
 alone (`tests/benchmarks/overlay.py`). The output that is attributed is the log-probability of the sentences,
 each token given all before it:
-- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a sliding window of patches is replaced by its
-  baseline, here the mean grey of each patch; the fall of the output is the window's attribution;
+- occlusion (Zeiler & Fergus 2014, arXiv:1311.2901): a sliding window of cells is replaced by its
+  baseline, here the mean grey of each cell; the fall of the output is the window's attribution;
 - saliency (Simonyan et al. 2014, arXiv:1312.6034) with SmoothGrad (Smilkov et al. 2017, arXiv:1706.03825):
   the size of the output's gradient with respect to the pixels, averaged over noisy copies of the image.
+
+The maps have a cell a patch of the vision tower, or one for several where there are more than 16 a side.
 """
 
 from collections.abc import Iterator
@@ -16,16 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import PaliGemmaProcessor
 
 from explainmyxray.gpu import gpu_memory_errors
-from explainmyxray.model.inputs import TrainingCollator
+from explainmyxray.model.families import family_of
+from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.reports.labeler import SENTENCE_END, positive_findings
 from explainmyxray.training.loss import token_losses
 
-WINDOW = (
-    2  # patches a side of the sliding window: behind a single one, most of a sign is still seen beside it
-)
+WINDOW = 2  # cells a side of the sliding window: behind a single one, most of a sign is still seen beside it
+MAX_CELLS = 16  # a side of the maps: windows are squares of cells, so that their number grows with its square
 NOISE_SAMPLES = 8  # noisy copies of SmoothGrad
 NOISE_STD = 0.1  # where pixels run from -1 (black) to 1 (white)
 MAX_LOG_RATIO = 50  # exp() of more would be no figure that anyone reads
@@ -36,10 +37,10 @@ Span = tuple[int, int]  # first character and the one after the last
 
 @dataclass(frozen=True)
 class Attribution:
-    """What a finding depends on: the `sentences` that name it, and two maps of (rows, columns) of patches.
+    """What a finding depends on: the `sentences` that name it, and two maps of (rows, columns) of cells.
 
-    `occlusion` is the fall of the sentences' log-probability without a patch, averaged over the windows
-    that hide it; `saliency` the mean absolute gradient of that log-probability over the patch's pixels.
+    `occlusion` is the fall of the sentences' log-probability without a cell, averaged over the windows
+    that hide it; `saliency` the mean absolute gradient of that log-probability over the cell's pixels.
     """
 
     sentences: tuple[str, ...]
@@ -48,27 +49,27 @@ class Attribution:
 
     @property
     def heatmap(self) -> np.ndarray:
-        """(rows, columns) both maps multiplied: 1 at the peak, down to 0; 0 everywhere if no patch counts."""
+        """(rows, columns) both maps multiplied: 1 at the peak, down to 0; 0 everywhere if no cell counts."""
         product = self.occlusion.clip(0) * self.saliency
         return product / max(float(product.max()), 1e-30)
 
     @property
     def peak(self) -> tuple[int, int]:
-        """Row and column of the patch that counts most."""
+        """Row and column of the cell that counts most."""
         row, column = np.unravel_index(self.heatmap.argmax(), self.heatmap.shape)
         return int(row), int(column)
 
     @property
     def likelihood_ratio(self) -> float:
         """How many times likelier the sentences are with the peak
-        visible than with it hidden; 1 if no patch counts.
+        visible than with it hidden; 1 if no cell counts.
         """
         fall = float(self.occlusion[self.peak])
         return float(np.exp(np.clip(fall, 0, MAX_LOG_RATIO)))
 
 
 def attribute(
-    model, processor: PaliGemmaProcessor, image: Image.Image, report: str, batch_size: int
+    model, processor: ReportProcessor, image: Image.Image, report: str, batch_size: int
 ) -> dict[str, Attribution]:
     """An `Attribution` for each finding that a sentence of
     the report names, occluded images `batch_size` at a time.
@@ -87,7 +88,7 @@ def attribute(
 
     # 3) Both maps, from one forward pass a window and one
     # backward pass a noisy copy for all findings together.
-    batch = TrainingCollator(processor)([(image, report)])
+    batch = processor.training_batch([(image, report)])
     occlusions = occlusion(model, batch, tokens, batch_size)
     saliencies = saliency(model, batch, tokens)
 
@@ -98,10 +99,11 @@ def attribute(
     return found
 
 
-def patch_grid_side(model) -> int:
-    """Patches a side of the model's image."""
-    vision = model.config.vision_config
-    return vision.image_size // vision.patch_size
+def cell_size(image_size: int, patch_size: int) -> int:
+    """Pixels a side of a cell of both maps: a patch, or so many that a side has at most `MAX_CELLS` cells."""
+    patches = image_size // patch_size
+    cells = max(number for number in range(1, min(patches, MAX_CELLS) + 1) if patches % number == 0)
+    return patches // cells * patch_size
 
 
 def sentences_naming(report: str) -> dict[str, list[Span]]:
@@ -139,26 +141,26 @@ def _tokens_within(offsets: list[Span], spans: list[Span]) -> list[int]:
 @torch.inference_mode()
 def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int) -> dict[str, np.ndarray]:
     """For each name (rows, columns): the fall of its tokens'
-    log-probability without a patch; `batch` holds one report.
+    log-probability without a cell; `batch` holds one report.
     """
-    # 1) The baseline: every patch in its own mean grey. Its
+    # 1) The baseline: every cell in its own mean grey. Its
     # detail is gone, while the film keeps its exposure.
-    pixels = batch["pixel_values"]
-    windows = _sliding_windows(patch_grid_side(model))
-    patch = pixels.shape[-1] // windows.shape[-1]
-    baseline = F.interpolate(F.avg_pool2d(pixels, patch), scale_factor=patch)
+    pixels = family_of(model).pixels(batch)
+    cell = cell_size(pixels.shape[-1], family_of(model).patch_size)
+    windows = _sliding_windows(pixels.shape[-1] // cell)
+    baseline = F.interpolate(F.avg_pool2d(pixels, cell), scale_factor=cell)
 
     # 2) The losses (tokens,) of the image as it is, which is the first mask, and of each occluded image.
     masks = torch.cat([torch.zeros_like(windows[:1]), windows])
     losses = []
     for some in masks.split(batch_size):
-        hidden = F.interpolate(some[:, None], scale_factor=patch)
+        hidden = F.interpolate(some[:, None], scale_factor=cell)
         occluded = pixels * (1 - hidden) + baseline * hidden
         losses += token_losses(model, _with_pixels(model, batch, occluded))
     original, *occluded_losses = torch.stack(losses).cpu()
     fall = torch.stack(occluded_losses) - original  # (windows, tokens) of log-probability
 
-    # 3) A patch's attribution is the mean over the windows that hide it.
+    # 3) A cell's attribution is the mean over the windows that hide it.
     maps = {}
     for name, positions in tokens.items():
         of_window = fall[:, positions].sum(1)[:, None, None]
@@ -169,9 +171,9 @@ def occlusion(model, batch: Batch, tokens: dict[str, list[int]], batch_size: int
 @gpu_memory_errors()
 def saliency(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """For each name (rows, columns): mean absolute SmoothGrad
-    of its tokens' log-probability over a patch's pixels.
+    of its tokens' log-probability over a cell's pixels.
     """
-    pixels = batch["pixel_values"]
+    pixels = family_of(model).pixels(batch)
     generator = torch.Generator().manual_seed(0)
     noise = NOISE_STD * torch.randn(NOISE_SAMPLES, 1, *pixels.shape[-2:], generator=generator)
 
@@ -187,20 +189,19 @@ def saliency(model, batch: Batch, tokens: dict[str, list[int]]) -> dict[str, np.
             # fp16 a gradient can overflow; such a pixel is left out.
             gradients[name] += gradient.sum(1).nan_to_num()
 
-    # 2) Its size, as a mean over each patch.
-    patch = pixels.shape[-1] // patch_grid_side(model)
-    return {name: F.avg_pool2d(total.abs(), patch)[0].numpy() for name, total in gradients.items()}
+    # 2) Its size, as a mean over each cell.
+    cell = cell_size(pixels.shape[-1], family_of(model).patch_size)
+    return {name: F.avg_pool2d(total.abs(), cell)[0].numpy() for name, total in gradients.items()}
 
 
 def _with_pixels(model, batch: Batch, pixels: torch.Tensor) -> Batch:
     """The batch's one report beside each of some images (n, 3, side, side), on the model's device."""
-    rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()}
-    rows["pixel_values"] = pixels
+    rows = family_of(model).with_pixels(batch, pixels)
     return {name: value.to(model.device) for name, value in rows.items()}
 
 
 def _sliding_windows(side: int) -> torch.Tensor:
-    """(windows, side, side): 1 in each window of `WINDOW` x `WINDOW` patches, 0 elsewhere."""
+    """(windows, side, side): 1 in each window of `WINDOW` x `WINDOW` cells, 0 elsewhere."""
     width = min(WINDOW, side)
     positions = side - width + 1
     windows = torch.zeros(positions**2, side, side)

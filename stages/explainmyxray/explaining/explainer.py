@@ -14,6 +14,7 @@ from explainmyxray.generation import consensus, generate_batch, sample_reports
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
+from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.model.tuned_on import TunedOn
 from explainmyxray.out_of_distribution import ImageDistribution
 from explainmyxray.reports.labeler import positive_findings
@@ -41,7 +42,7 @@ class Explainer:
     """A model with its adapter, and all that explaining needs beside it."""
 
     model: object
-    processor: object
+    processor: ReportProcessor
     out_of_distribution: ImageDistribution | None
     tuned_on: TunedOn | None
     generation: settings.Evaluate
@@ -51,7 +52,7 @@ class Explainer:
     @property
     def side(self) -> int:
         """Pixels a side of the image that the model takes."""
-        return self.processor.image_processor.size["height"]
+        return self.processor.image_size
 
     def explain(self, files: Iterable[tuple[str, bytes]]) -> Iterator[Explanation]:
         """An explanation for each file (name, content), in order; a batch of files is in memory at a time."""

@@ -19,10 +19,11 @@ def load(adapter: str, samples: int) -> Explainer:
     settings = load_settings()
     folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
     base = check_base(tuned_base(folder, settings.model))
-    model = load_adapter(load_base(base, settings.quantization), folder)
+    processor = load_processor(base)
+    model = load_adapter(load_base(base, settings.quantization), folder, processor.prompt)
     return Explainer(
         model,
-        load_processor(base),
+        processor,
         out_of_distribution.load(folder),
         load_tuned_on(folder),
         settings.evaluate,

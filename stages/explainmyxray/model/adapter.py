@@ -13,7 +13,6 @@ from safetensors import safe_open
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.hub import hub_errors
-from explainmyxray.model.inputs import PROMPT
 from explainmyxray.model.lora_linear import use_fused_lora
 from explainmyxray.model.tuned_on import check_prompt
 
@@ -78,14 +77,14 @@ def adapter_folder(adapter: str) -> str:
         return snapshot_download(adapter, allow_patterns=["*.json", "*.safetensors"])
 
 
-def load_adapter(base, folder: str | Path) -> PeftModel:
-    """`base` with the adapter in `folder`, frozen.
+def load_adapter(base, folder: str | Path, prompt: str) -> PeftModel:
+    """`base` with the adapter in `folder`, frozen, to be asked `prompt`.
 
-    Raises UserError where there are no safetensors, or where they do not fit.
+    Raises UserError where there are no safetensors, where they do not fit, or know another prompt.
     """
     if not (Path(folder) / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would go on to a pickle
         raise UserError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}: run `dvc repro train_qlora`")
-    check_prompt(folder, PROMPT)
+    check_prompt(folder, prompt)
     config = _read_config(folder)
     try:
         modules = _modules_with_weights(Path(folder) / SAFETENSORS_WEIGHTS_NAME)

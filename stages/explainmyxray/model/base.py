@@ -13,14 +13,15 @@ from transformers import (
     AutoConfig,
     AutoProcessor,
     BitsAndBytesConfig,
-    PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
+    PreTrainedModel,
 )
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.hub import hub_errors
+from explainmyxray.model.families import Family, choose_family
+from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.model.four_bit import fix_cpu_kernels
 
 
@@ -47,15 +48,16 @@ def compute_dtype(quantization: settings.Quantization) -> torch.dtype:
     return getattr(torch, name)
 
 
-def check_base(model: settings.Model) -> settings.Model:
+def check_base(model: settings.Model, image_size: int | None = None) -> settings.Model:
     """`model` with its revision pinned to the hub's commit (None for a folder), before anything is loaded.
 
-    Raises UserError where `model.id` is neither, where its licence has not been accepted, or without network.
+    Raises UserError where `model.id` is neither, where its licence has not been accepted, or without network;
+    where no family fits it; and where it takes images of another size than `image_size`.
     """
     if Path(model.id).is_dir():
         if not (Path(model.id) / "config.json").is_file():
             raise UserError(f"model.id: the folder {model.id} holds no model (no config.json)")
-        _check_model_type(model)
+        _check_image_size(model, image_size)
         return model.model_copy(update={"revision": None})
 
     # Without a network the client tries for half a minute: say what is being waited for.
@@ -63,29 +65,43 @@ def check_base(model: settings.Model) -> settings.Model:
     logging.set_verbosity_error()
     with hub_errors(model.id, revision=model.revision):
         config = hf_hub_download(model.id, "config.json", revision=model.revision)
-    _check_model_type(model)
+    _check_image_size(model, image_size)
     commit = Path(config).parent.name  # the hub's cache names the folders of its snapshots by commit
     return model.model_copy(update={"revision": commit})
 
 
-def _check_model_type(model: settings.Model) -> None:
+def load_family(model: settings.Model) -> Family:
+    """The family of a base, by its configuration. Raises UserError where none fits."""
     with hub_errors(model.id, revision=model.revision):
-        model_type = AutoConfig.from_pretrained(model.id, revision=model.revision).model_type
-    if model_type != "paligemma":
-        raise UserError(f"model.id: {model.id} is a {model_type} model; this pipeline tunes PaliGemma")
+        config = AutoConfig.from_pretrained(model.id, revision=model.revision)
+    return choose_family(config, model.id)
 
 
-def load_processor(model: settings.Model) -> PaliGemmaProcessor:
-    """Tokenizer and image processor that belong to the base."""
+def _check_image_size(model: settings.Model, image_size: int | None) -> None:
+    family = load_family(model)
+    if image_size and family.image_size and image_size != family.image_size:
+        raise UserError(
+            f"model.id: {model.id} takes images of {family.image_size} pixels, and data.image_size is "
+            f"{image_size}: set data.image_size={family.image_size}"
+        )
+
+
+def load_processor(model: settings.Model, image_size: int | None = None) -> ReportProcessor:
+    """Tokenizer and image processor that belong to the base, with the prompt.
+
+    `image_size` is that of the images to come; only a base that takes any size needs to know it.
+    """
+    family = load_family(model)
     with hub_errors(model.id, revision=model.revision):
-        return AutoProcessor.from_pretrained(model.id, revision=model.revision)
+        processor = AutoProcessor.from_pretrained(model.id, revision=model.revision)
+    prompt = model.prompt or family.prompt
+    return family.processor_class(processor, prompt, family.image_size or image_size)
 
 
-def load_base(
-    model: settings.Model, quantization: settings.Quantization
-) -> PaliGemmaForConditionalGeneration:
+def load_base(model: settings.Model, quantization: settings.Quantization) -> PreTrainedModel:
     """The base on its device, frozen; with `quantization.load_in_4bit` its linear layers are in 4 bits."""
     dtype = compute_dtype(quantization)
+    family = load_family(model)
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
@@ -93,7 +109,7 @@ def load_base(
         bnb_4bit_compute_dtype=dtype,
     )
     with hub_errors(model.id, revision=model.revision), gpu_memory_errors():
-        base = PaliGemmaForConditionalGeneration.from_pretrained(
+        base = family.model_class.from_pretrained(
             model.id,
             revision=model.revision,
             dtype=dtype,

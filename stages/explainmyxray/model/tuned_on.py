@@ -1,6 +1,4 @@
-"""What an adapter was tuned on, kept beside its weights: the
-one prompt that it knows, and the sources of its films.
-"""
+"""What an adapter was tuned on, kept beside its weights: the one prompt that it knows, and its films."""
 
 import json
 from collections.abc import Iterable

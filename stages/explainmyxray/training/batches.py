@@ -13,11 +13,11 @@ from torchvision.transforms import (
     RandomHorizontalFlip,
     RandomRotation,
 )
-from transformers import PaliGemmaProcessor
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
-from explainmyxray.model.inputs import open_image, prompt_length
+from explainmyxray.model.families.family import ReportProcessor
+from explainmyxray.model.inputs import open_image
 
 MIN_REPORT_LENGTH = 8  # tokens: fewer hold no sentence
 
@@ -34,7 +34,7 @@ class ReportDataset(Dataset):
         self,
         rows: pd.DataFrame,
         images: Path,
-        processor: PaliGemmaProcessor,
+        processor: ReportProcessor,
         max_length: int,
         augment: settings.Augment | None = None,
         seed: int = 0,
@@ -45,7 +45,7 @@ class ReportDataset(Dataset):
         self.seed = seed
         self.epoch = 0
         self.reports, self.report_lengths = truncate_reports(list(rows["report"]), processor, max_length)
-        self.prompt_length = prompt_length(processor)
+        self.prompt_length = processor.prompt_length
         self.max_report_length = max_length - self.prompt_length
         self.longest_sequence = self.prompt_length + max(self.report_lengths)
         self.num_truncated = sum(length > self.max_report_length for length in self.report_lengths)
@@ -76,14 +76,14 @@ def augmentation(augment: settings.Augment) -> Compose:
 
 
 def truncate_reports(
-    reports: list[str], processor: PaliGemmaProcessor, max_length: int
+    reports: list[str], processor: ReportProcessor, max_length: int
 ) -> tuple[list[str], list[int]]:
     """Reports cut to fit `max_length` with image, prompt and <eos>; and their lengths before, with <eos>.
 
     A cut report keeps its <eos>, which the processor adds after it: plain truncation would drop it, and the
     model would never learn to stop. Raises UserError where not even a few words fit.
     """
-    before = prompt_length(processor)
+    before = processor.prompt_length
     longest = max_length - before - 1  # without <eos>
     if longest < MIN_REPORT_LENGTH:
         raise UserError(

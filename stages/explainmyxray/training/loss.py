@@ -1,6 +1,6 @@
 """The loss: cross-entropy over the report's tokens, from the logits of a few of them at a time.
 
-PaliGemma's vocabulary has 257,216 entries: the logits of a whole batch, with their gradient, would be most of
+A vocabulary has up to 262,208 entries: the logits of a whole batch, with their gradient, would be most of
 a step's memory. The output layer is frozen, so that all that is wanted of a chunk's logits is the gradient of
 its hidden states, which is taken before the next chunk's logits are made.
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from explainmyxray.model.inputs import IGNORE_INDEX
+from explainmyxray.model.families.family import IGNORE_INDEX
 
 # Logits held at once: those of 130 tokens of PaliGemma's vocabulary, 0.4 GB with their gradient.
 MAX_CHUNK_LOGITS = 2**25
@@ -33,7 +33,7 @@ def report_loss(
     batch.
     """
     base, hidden_states, targets = _forward(model, batch)
-    head_is_frozen = not any(weight.requires_grad for weight in base.lm_head.parameters())
+    head_is_frozen = not any(weight.requires_grad for weight in base.get_output_embeddings().parameters())
     if head_is_frozen:
         total = ChunkedCrossEntropy.apply(hidden_states, targets, base)
     else:
@@ -59,7 +59,7 @@ def _forward(model, batch: dict[str, torch.Tensor]) -> tuple[torch.nn.Module, to
     # the least that it takes, and its inputs are caught on their way. The whole model is called, not the part
     # below the output layer, for that is the call that DistributedDataParallel and autocast hook into.
     caught = []
-    hook = base.model.register_forward_hook(
+    hook = base.base_model.register_forward_hook(
         lambda module, args, output: caught.append(output.last_hidden_state)
     )
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -84,8 +84,9 @@ def _chunks(
 
 
 def _cross_entropy(hidden_states: torch.Tensor, targets: torch.Tensor, base) -> torch.Tensor:
-    """(m,) cross-entropy in float32, from logits as PaliGemma has them, or PaliGemma 2 with its soft cap."""
-    logits = base.lm_head(hidden_states.to(base.lm_head.weight.dtype)).float()
+    """(m,) cross-entropy in float32, from the logits that the base computes, with their soft cap if it has one."""
+    head = base.get_output_embeddings()
+    logits = head(hidden_states.to(head.weight.dtype)).float()
     soft_cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
     if soft_cap:
         logits = torch.tanh(logits / soft_cap) * soft_cap

@@ -11,13 +11,13 @@ from typing import Literal
 import psutil
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, PaliGemmaForConditionalGeneration
+from transformers import AttentionInterface, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from explainmyxray.errors import UserError
-from explainmyxray.hub import hub_errors
 from explainmyxray.model.adapter import add_lora
-from explainmyxray.model.base import compute_dtype
+from explainmyxray.model.base import compute_dtype, load_family
+from explainmyxray.model.families.family import LayerInputs
 from explainmyxray.settings import Quantization, Settings
 from explainmyxray.training.loss import MAX_CHUNK_LOGITS
 
@@ -161,15 +161,18 @@ def free_memory() -> int:
 
 def estimate_step(settings: Settings, prompt_length: int, report_length: int) -> StepMemory:
     """Memory of a step with reports of `report_length` tokens, after `prompt_length` of image and prompt."""
-    with hub_errors(settings.model.id, revision=settings.model.revision):
-        config = AutoConfig.from_pretrained(settings.model.id, revision=settings.model.revision)
+    family = load_family(settings.model)
     dtype = compute_dtype(settings.quantization)
 
-    # The whole model with its adapter, without the data.
-    config._attn_implementation = "meta_sdpa"
+    # The whole model with its adapter, without the data. Where a part attends by SDPA, it is measured by its
+    # stand-in; where it does not (Gemma 2, whose attention has a soft cap), attention weights are saved.
     with torch.device("meta"):
-        base = PaliGemmaForConditionalGeneration(config).to(dtype).requires_grad_(False)
+        base = AutoModelForImageTextToText.from_config(family.config).to(dtype).requires_grad_(False)
         model = add_lora(base, settings.lora)
+    for module in model.modules():
+        part = getattr(module, "config", None)
+        if getattr(part, "_attn_implementation_internal", None) == "sdpa":
+            part._attn_implementation_internal = "meta_sdpa"
     model.train()
 
     # Adapter: float32 weights and gradients, and Adam's two moments.
@@ -182,15 +185,20 @@ def estimate_step(settings: Settings, prompt_length: int, report_length: int) ->
     largest_weight = max(module.weight.numel() for module in linear_layers if module is not head)
 
     batch_size = settings.train.per_device_train_batch_size
-    num_logits = min(batch_size * report_length * config.text_config.vocab_size, MAX_CHUNK_LOGITS)
+    num_logits = min(
+        batch_size * report_length * family.config.get_text_config().vocab_size, MAX_CHUNK_LOGITS
+    )
     sequence_length = prompt_length + report_length
-    layers = checkpointable_layers(model)
+    layers = []
+    for layer in checkpointable_layers(model):
+        inputs = family.layer_inputs(layer, batch_size, settings.data.image_size, sequence_length, dtype)
+        layers.append(measure_layer(layer, inputs, dtype))
     return StepMemory(
         weights=frozen_bytes(model, settings.quantization),
         adapter=num_trained * (4 + 4 + 2 * moment_bytes),
         logits=num_logits * LOGIT_BYTES,
         workspace=largest_weight * dtype.itemsize,
-        layers=tuple(measure_layer(layer, batch_size, sequence_length, config, dtype) for layer in layers),
+        layers=tuple(layers),
     )
 
 
@@ -212,28 +220,15 @@ def frozen_bytes(model, quantization: Quantization) -> int:
     return int(total)
 
 
-def measure_layer(
-    layer: nn.Module, batch_size: int, sequence_length: int, config, dtype: torch.dtype
-) -> LayerMemory:
+def measure_layer(layer: nn.Module, inputs: LayerInputs, dtype: torch.dtype) -> LayerMemory:
     """Run `layer` on inputs without content; add up what autograd saves, each storage once, no parameter."""
     layer = layer.to(dtype)  # as autocast has the adapters
-    if hasattr(layer, "layer_norm1"):  # SigLIP's: of the vision tower
-        # It takes part in the backward only where it holds an adapter, for nothing before it is trained.
-        in_backward = any(weight.requires_grad for weight in layer.parameters())
-        vision = config.vision_config
-        num_patches = (vision.image_size // vision.patch_size) ** 2
-        shape = (batch_size, num_patches, vision.hidden_size)
-        extra_inputs = {"attention_mask": None}
-        extra_tensors = []
-    else:
-        in_backward = True
-        text = config.text_config
-        shape = (batch_size, sequence_length, text.hidden_size)
-        rotation = torch.empty(batch_size, sequence_length, text.head_dim, dtype=dtype, device="meta")
-        mask = torch.empty(batch_size, 1, sequence_length, sequence_length, dtype=dtype, device="meta")
-        extra_inputs = {"attention_mask": mask, "position_embeddings": (rotation, rotation)}
-        extra_tensors = [mask]
-    hidden_states = torch.empty(shape, dtype=dtype, device="meta").requires_grad_(in_backward)
+    # A layer of the vision tower takes part in the backward only where it holds an adapter, for nothing before
+    # it is trained.
+    in_backward = not inputs.in_tower or any(weight.requires_grad for weight in layer.parameters())
+    hidden_states = torch.empty(inputs.shape, dtype=dtype, device="meta").requires_grad_(in_backward)
+    mask = inputs.kwargs.get("attention_mask")
+    extra_tensors = [] if mask is None else [mask]
 
     # Weights and mask are there anyway: their storages count as seen. Tensors are held, for the storage of
     # one that is freed could come back under the same number.
@@ -250,7 +245,7 @@ def measure_layer(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        layer(hidden_states, **extra_inputs)
+        layer(hidden_states, **inputs.kwargs)
     return LayerMemory(
         input=hidden_states.nbytes if in_backward else 0,
         saved=sum(sizes),

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from explainmyxray.errors import UserError
 from explainmyxray.gpu import gpu_memory_errors
-from explainmyxray.model.inputs import IGNORE_INDEX, TrainingCollator
+from explainmyxray.model.families.family import IGNORE_INDEX, ReportProcessor
 from explainmyxray.settings import Settings, Train
 from explainmyxray.training.batches import ReportDataset
 from explainmyxray.training.callbacks import (
@@ -100,7 +100,7 @@ class ReportTrainer(Trainer):
 
 
 def make_datasets(
-    processor, rows: dict[str, pd.DataFrame], images: Path, settings: Settings
+    processor: ReportProcessor, rows: dict[str, pd.DataFrame], images: Path, settings: Settings
 ) -> tuple[ReportDataset, ReportDataset]:
     """What to train on, and what to validate on, without augmentation; prints how many reports are cut."""
     max_length = settings.model.max_length
@@ -119,7 +119,7 @@ def make_datasets(
 
 def train(
     model,
-    processor,
+    processor: ReportProcessor,
     training: ReportDataset,
     validation: ReportDataset,
     settings: Settings,
@@ -134,7 +134,7 @@ def train(
     trainer = ReportTrainer(
         model,
         training_arguments(settings.train, checkpoints),
-        data_collator=TrainingCollator(processor),
+        data_collator=processor.training_batch,
         train_dataset=training,
         eval_dataset=validation,
         callbacks=[
