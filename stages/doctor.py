@@ -33,8 +33,10 @@ from transformers.utils import logging
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype, load_family
+from explainmyxray.registry import SOURCES, KaggleDataSet
 from explainmyxray.settings import Model, Settings, load_settings
-from explainmyxray.sources.kaggle_download import DATA_SETS, DOWNLOAD_GB, KEY, find_data_set, page
+from explainmyxray.sources.kaggle_download import KEY, find_data_set, page
+from explainmyxray.sources.table import read_film_table
 from explainmyxray.training import memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
@@ -281,15 +283,19 @@ def data(settings: Settings) -> Iterator[Line]:
     """The phantoms need nothing; Kaggle's data sets lie there,
     as zip files or mounted folders, or can be downloaded.
     """
-    if settings.data.source == "phantom":
-        yield GOOD, f"data: {settings.data.phantom.count} phantoms, drawn here"
-        return
     archives = Path(settings.data.archives)
     absent = []
-    for name in DATA_SETS:
-        found = find_data_set(name, archives)
+    for name in settings.data.source:
+        data_set = SOURCES[name].kaggle
+        if name == "phantom":
+            yield GOOD, f"data: {settings.data.phantom.count} phantoms, drawn here"
+        if name == "table":
+            yield table_line(settings.data.table)
+        if data_set is None:
+            continue
+        found = find_data_set(data_set.name, archives)
         if found is None:
-            absent.append(name)
+            absent.append(data_set)
         elif found.path.is_dir():
             yield GOOD, f"data: {found.path}, a folder, read where it lies"
         else:
@@ -298,11 +304,26 @@ def data(settings: Settings) -> Iterator[Line]:
         yield download(absent, archives)
     if absent and not has_key():
         yield NOTE, f"Kaggle key: none, public data sets need none; should Kaggle ask for one, {KEY}"
+    if any(SOURCES[name].reports for name in settings.data.source) and settings.augment.horizontal_flip:
+        yield (
+            NOTE,
+            "data: real reports name sides, and training stops where a mirrored film would belie them: "
+            "-S augment.horizontal_flip=0.0",
+        )
 
 
-def download(names: list[str], archives: Path) -> Line:
+def table_line(path: str) -> Line:
+    """Whether the table of one's own films can be read, and how many rows it has."""
+    try:
+        return GOOD, f"data: {path}, {len(read_film_table(path))} rows"
+    except UserError as error:
+        return MISSING, f"data: {error}"
+
+
+def download(data_sets: list[KaggleDataSet], archives: Path) -> Line:
     """Whether the data sets that are missing can be downloaded to the folder `archives`."""
-    size = sum(DOWNLOAD_GB[name] for name in names)
+    names = [data_set.name for data_set in data_sets]
+    size = sum(data_set.download_gb for data_set in data_sets)
     place = nearest_folder(archives.absolute())
     free = shutil.disk_usage(place).free / 1e9
     if not kaggle_answers():

@@ -42,7 +42,15 @@ from explainmyxray.runtime import write_runtime
 from explainmyxray.scoring import baselines, evaluation, sampled_reports
 from explainmyxray.scoring.malformed import vocabulary
 from explainmyxray.settings import Settings, load_settings
-from explainmyxray.tables import REPORT_COLUMNS, read_table, split_labels, write_metrics, write_table
+from explainmyxray.tables import (
+    ORIGINS,
+    REPORT_COLUMNS,
+    patient_or_image,
+    read_table,
+    split_labels,
+    write_metrics,
+    write_table,
+)
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
 METRICS = Path("metrics")
@@ -94,7 +102,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     validation = read_table(SPLITS / "val.csv", REPORT_COLUMNS)
     test = read_table(SPLITS / "test.csv", REPORT_COLUMNS)
     train_images, test_images = list(train["image"]), list(test["image"])
-    predictions = test[[*evaluation.IMAGE_COLUMNS, "report"]].copy()
+    predictions = test[[*evaluation.IMAGE_COLUMNS, *ORIGINS, "report"]].copy()
     set_seed(settings.seed)
     started = time.monotonic()
 
@@ -110,7 +118,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
         some = choose_images(test, settings.evaluate.sampled_images, settings.seed)
         of_test = decode_both(model, processor, "test", some, settings)
     predictions[evaluation.MODEL] = generated
-    shown = baselines.other_patients(test["patient"], settings.seed)
+    shown = baselines.other_patients(patient_or_image(test), settings.seed)
     predictions["blind"] = [generated[image] for image in shown]
 
     # 2) Both decodings on validation images, which may choose between them.
@@ -132,14 +140,14 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     train_labels = [split_labels(labels) for labels in train["labels"]]
     test_labels = [split_labels(labels) for labels in test["labels"]]
     classified = baselines.classifier(
-        train_features, train_labels, test_features, settings.seed, train["patient"]
+        train_features, train_labels, test_features, settings.seed, patient_or_image(train)
     )
     similar = baselines.nearest(train_features, test_features)
     predictions["majority"] = baselines.majority(train)
     predictions["nearest"] = train["report"].to_numpy()[similar]
     predictions["classifier"] = render_reports("classifier", classified, test_images, settings)
     predictions["ceiling"] = render_reports("ceiling", test_labels, test_images, settings)
-    return predictions[list(evaluation.COLUMNS)], samples[list(sampled_reports.COLUMNS)]
+    return predictions[[*evaluation.COLUMNS, *ORIGINS]], samples[list(sampled_reports.COLUMNS)]
 
 
 def choose_images(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:

@@ -57,7 +57,7 @@ def main() -> None:
         tables.write_table("data/studies.csv", table)
         figures = {
             "images": len(table),
-            "patients": table["patient"].nunique(),
+            "patients": tables.count_patients(table),
             "near_duplicates": count_near_duplicates(table),
             **audits,
         }
@@ -75,25 +75,25 @@ def write_images(films: list[sources.Film], size: int, folder: Path, audits: dic
     seconds = 0.5 if sys.stderr.isatty() else 15  # between progress lines: a log file gets few
     prepared = prepare_all(films, size)
     for film, result in tqdm(prepared, total=len(films), desc="fetch", unit="image", mininterval=seconds):
-        audit = audits[film.study["source"]]
+        study = dict.fromkeys(tables.COLUMNS, "") | film.study
+        audit = audits[study["source"]]
         if result.problem:
             audit["bad_dropped"][result.problem] += 1
             continue
         if result.sha256 in labels:
             audit["pixel_copies_dropped"] += 1
-            audit["copies_with_other_labels"] += film.study["labels"] != labels[result.sha256]
+            audit["copies_with_other_labels"] += study["labels"] != labels[result.sha256]
             continue
-        labels[result.sha256] = film.study["labels"]
+        labels[result.sha256] = study["labels"]
         hashes.append(result.perceptual_hash)
         audit["images_kept"] += 1
         path = folder / f"{film.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(result.png)
-        rows.append({**film.study, "image": f"{film.name}.png", "sha256": result.sha256})
+        rows.append({**study, "image": f"{film.name}.png", "sha256": result.sha256})
     if not rows:
-        raise UserError(
-            "no image: the source has none that can be used; look at the archives in data.archives"
-        )
+        found = "; ".join(audit_lines(audits))
+        raise UserError(f"no image: there is none that can be used; look at what was found: {found}")
     table = pd.DataFrame(rows, columns=tables.COLUMNS)
     table["near_duplicate_of"] = first_of_group(list(table["image"]), hashes)
     return table
@@ -166,19 +166,28 @@ def prepare(film: sources.Film, size: int) -> PreparedFilm:
 
 def summary(figures: dict) -> Iterator[str]:
     """The figures for a person: a line a data set, with what was dropped and why."""
-    for name, audit in figures.items():
-        if isinstance(audit, dict) and "images_kept" in audit:
-            reasons = {
-                key.removesuffix("_dropped"): count for key, count in audit.items() if "_dropped" in key
-            }
-            reasons |= reasons.pop("bad", {})
-            counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count]
-            yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
+    audits = {
+        name: part for name, part in figures.items() if isinstance(part, dict) and "images_kept" in part
+    }
+    yield from audit_lines(audits)
     near = figures["near_duplicates"]
     yield (
         f"data/studies.csv: {figures['images']} images of {figures['patients']} patients; "
         f"{near['images']} of them are near duplicates, of {near['films']} films"
     )
+
+
+def audit_lines(audits: dict[str, dict]) -> Iterator[str]:
+    """A line a data set: how many images are kept, and what was dropped and why."""
+    for name, audit in audits.items():
+        reasons = {}
+        for key, count in audit.items():
+            if key in ("bad_dropped", "rows_dropped") and isinstance(count, dict):
+                reasons |= count
+            elif key.endswith("_dropped"):
+                reasons[key.removesuffix("_dropped")] = count
+        counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count]
+        yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
 
 
 def end_on_sigterm(number: int, frame: object) -> None:

@@ -57,6 +57,11 @@ def summary(figures: dict) -> str:
     lines.append(
         f"shared by two splits: {_leaks(figures['shared'])}; a plain split shares {_leaks(figures['plain'])}"
     )
+    nameless = figures["leaks_that_cannot_be_seen"]["images_without_patient"]
+    if nameless:
+        lines.append(
+            f"{nameless} images have no patient: whether one person's are in two splits cannot be seen"
+        )
     if figures["unplaced"]:
         lines.append(f"not in every split, for want of patients: {', '.join(figures['unplaced'])}")
     return "\n".join(lines)

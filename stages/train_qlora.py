@@ -33,7 +33,7 @@ from explainmyxray.model_card import write_model_card
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.runtime import write_runtime
 from explainmyxray.settings import Model, Settings, load_settings
-from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics
+from explainmyxray.tables import REPORT_COLUMNS, count_patients, read_table, write_metrics
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
 from explainmyxray.training.memory import enable_gradient_checkpointing, plan_checkpointing
@@ -106,7 +106,7 @@ def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figure
         "prompt": prompt,
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "train_images": len(rows["train"]),
-        "train_patients": rows["train"]["patient"].nunique(),
+        "train_patients": count_patients(rows["train"]),
         "val_images": len(rows["val"]),
     }
     training_images = (open_image(IMAGES, name) for name in rows["train"]["image"])

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import ROOT
+from explainmyxray.registry import GROUPS, SOURCES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(
@@ -66,6 +67,11 @@ def test_every_page_is_reached_from_the_readme():
             if not re.match(r"[a-z]+:", link):
                 waiting.append((page.parent / link).resolve())
     assert set(PAGES) <= found
+
+
+def test_every_source_is_on_the_page_of_data():
+    page = (ROOT / "docs/data.md").read_text()
+    assert [name for name in (*SOURCES, *GROUPS) if f"`{name}`" not in page] == []
 
 
 def test_the_readme_is_one_page():

@@ -116,18 +116,15 @@ def run_stage(folder: Path, name: str, **variables: str) -> str:
 
 def test_a_source(changed):
     folder = changed("A data source")
-    films = folder / "data/my_hospital"
-    films.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    rows = []
     for number in range(30):
-        Image.fromarray(rng.integers(0, 255, (96, 80), np.uint8)).save(films / f"{number:02}.png")
-        rows.append((f"{number:02}.png", str(number // 2), ("Effusion|Mass", "No Finding")[number // 2 % 2]))
-    rows.append(("missing.png", "15", "Mass"))
-    pd.DataFrame(rows, columns=["image", "patient", "labels"]).to_csv(films / "films.csv", index=False)
+        film = folder / f"data/my_hospital/{('Effusion|Mass', 'No Finding')[number // 2 % 2]}"
+        film.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (96, 80), np.uint8)).save(film / f"{number // 2}_{number}.png")
+    (film / "15_30.png").write_bytes(b"no image")
     write_params(folder, SMALL, {"data": {"source": "my_hospital"}})
 
-    assert "my_hospital: 30 images kept; dropped: 1 unreadable" in run_stage(folder, "fetch")
+    assert "my_hospital: 30 images kept; dropped: 1 not an image" in run_stage(folder, "fetch")
     run_stage(folder, "synthesize_reports")
     run_stage(folder, "split")
     reports = read_table(folder / "data/reports.csv")

@@ -18,7 +18,9 @@ from conftest import REAL
 from explainmyxray import tables
 from explainmyxray.errors import UserError
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.sources import kaggle
+from explainmyxray.sources import chest_xray_pneumonia, nih_sample
+from explainmyxray.sources.ages import age_years
+from explainmyxray.sources.archive_files import read_yaml
 from explainmyxray.sources.zip_archive import ZipArchive
 from kaggle_archives import (
     HEADER,
@@ -71,7 +73,8 @@ def test_rows_and_images(place):
     files = Path("data/images").rglob("*.png")
     assert table["image"].tolist() == sorted(path.relative_to("data/images").as_posix() for path in files)
     kermany = "chest_xray_pneumonia"
-    assert table.drop(columns=["sha256", "near_duplicate_of"]).to_dict("split")["data"] == [
+    known = table.drop(columns=["report", "sha256", "near_duplicate_of", "indexed_labels"])
+    assert known.to_dict("split")["data"] == [
         [f"{kermany}/IM-0001-0001.png", kermany, f"{kermany}-IM-0001", "No Finding", "", "", "", ""],
         [f"{kermany}/person1_virus_2.png", kermany, f"{kermany}-virus-1", "Pneumonia", "virus", "", "", ""],
         [
@@ -297,20 +300,20 @@ def test_what_a_new_fetch_does_not_keep_is_gone(place):
     ],
 )
 def test_ages(text, years):
-    assert kaggle.age_years(text) == years
+    assert age_years(text) == years
 
 
 def test_every_name_that_a_source_gives_is_a_known_finding():
-    known = set(kaggle._read_yaml("nih_sample.yaml")["labels"].values())
+    known = set(read_yaml("nih_sample.yaml")["labels"].values())
     assert known == {*FINDINGS, tables.NO_FINDING}
-    assert {folder["label"] for folder in kaggle._read_yaml("chest_xray_pneumonia.yaml").values()} <= known
+    assert {folder["label"] for folder in read_yaml("chest_xray_pneumonia.yaml").values()} <= known
 
 
 @real
 def test_patients_of_all_pneumonia_names(tmp_path):
     names = (REAL / "chest_xray_pneumonia/names.txt").read_text().split()
     path = write_zip(tmp_path / PNEUMONIA, {f"chest_xray/{name}": b"" for name in names})
-    films, audit = kaggle.pneumonia_films(ZipArchive(path))
+    films, audit = chest_xray_pneumonia.films_in(ZipArchive(path))
     assert len(films) == len({film.name for film in films}) == len(names) == 5856
     assert not any(audit["bad_dropped"].values())
     assert len({film.study["patient"] for film in films}) == 4097
@@ -324,7 +327,7 @@ def test_all_rows_of_the_nih_sample(tmp_path):
     text = (REAL / "nih_sample/sample_labels.csv").read_bytes()
     images = {f"sample/images/{line.split(',')[0]}": b"" for line in text.decode().splitlines()[1:]}
     path = write_zip(tmp_path / NIH, {"sample_labels.csv": text, **images})
-    films, audit = kaggle.nih_films(ZipArchive(path))
+    films, audit = nih_sample.films_in(ZipArchive(path))
     combinations = Counter(film.study["labels"] for film in films)
     common = [count for count in combinations.values() if count >= 10]
     assert (len(films), audit["rows"], len({film.study["patient"] for film in films})) == (5606, 5606, 4230)

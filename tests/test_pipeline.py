@@ -22,7 +22,18 @@ SECTIONS = set(YAML(typ="safe").load(ROOT / "params.yaml"))
 PACKAGE = ROOT / "stages/explainmyxray"
 
 # Rooms from the ground up: a module imports from its own room and from those on the floors below.
-PLUMBING = {"errors", "outputs", "tables", "settings", "runtime", "hub", "gpu", "model_card", "command"}
+PLUMBING = {
+    "errors",
+    "outputs",
+    "tables",
+    "settings",
+    "runtime",
+    "hub",
+    "gpu",
+    "model_card",
+    "command",
+    "registry",
+}
 FLOORS = [
     PLUMBING,
     {"images"},

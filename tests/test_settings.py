@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
 
 from conftest import ROOT
 from explainmyxray.errors import UserError
@@ -47,7 +49,7 @@ def changed(old: str, new: str) -> str:
         ("  r: 16", "  rr: 16", "lora.rr is no parameter: did you mean r?"),
         ("  r: 16", "  r: 32.0", "lora.r: input should be a valid integer"),
         ("  train: 0.8", "  train: 0.7", "add up to 0.9, not to 1"),
-        ("source: phantom", "source: kaggl", "data.source: input should be"),
+        ("source: phantom", "source: kaggl", "data.source: kaggl is no source: did you mean kaggle?"),
         ("save_steps: 250", "save_steps: 260", "save_steps (260) is no multiple of eval_steps (125)"),
         (
             "num_train_epochs: 10",
@@ -104,3 +106,37 @@ def test_overrides_are_checked_as_the_file_is():
     }.items():
         with pytest.raises(UserError, match=message):
             load_settings(ROOT / "params.yaml", [override])
+
+
+def test_sources_are_a_name_or_a_list_as_dvc_writes_it(tmp_path):
+    """Through DVC's own parser of `-S`, which reads a value by Hydra's grammar."""
+    (tmp_path / "params.yaml").write_text(COMMITTED)
+    for override, sources in {
+        "data.source=openi": ("openi",),
+        "data.source=[nih_sample,openi]": ("nih_sample", "openi"),
+        "data.source=[kaggle,nih_sample]": ("chest_xray_pneumonia", "nih_sample"),
+    }.items():
+        for path, changes in to_path_overrides([override]).items():
+            apply_overrides(tmp_path / path, changes)
+        assert load_settings(tmp_path / "params.yaml").data.source == sources
+
+
+def test_the_table_is_named_by_its_path_as_dvc_writes_it(tmp_path):
+    (tmp_path / "params.yaml").write_text(COMMITTED)
+    for path, changes in to_path_overrides(["data.source=table", "data.table=my/films.csv"]).items():
+        apply_overrides(tmp_path / path, changes)
+    data = load_settings(tmp_path / "params.yaml").data
+    assert (data.source, data.table) == (("table",), "my/films.csv")
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("[nih_sample, opne]", "opne is no source: did you mean openi?"),
+        ("[]", "should be a source's name or a list"),
+        ("[1]", "should be a source's name or a list"),
+        ("table", "source table wants data.table"),
+    ],
+)
+def test_a_source_that_there_is_not_is_one_line(tmp_path, value, message):
+    assert message in stopped(tmp_path, changed("source: phantom", f"source: {value}"))

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from explainmyxray.errors import UserError
+from explainmyxray.registry import resolve_sources
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,11 +36,31 @@ class Phantom(Section):
     count: Count
 
 
+class Openi(Section):
+    views: Literal["frontal", "all"]
+
+
+def _sources(value: object) -> tuple[str, ...]:
+    """One name or a list of them, as the sources that they mean."""
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("should be a source's name or a list of names, as in [nih_sample, openi]")
+    return resolve_sources(names)
+
+
 class Data(Section):
-    source: Literal["phantom", "kaggle"]
+    source: Annotated[tuple[str, ...], BeforeValidator(_sources)]
     archives: str
+    table: str | None
     image_size: Annotated[int, Field(ge=32, le=4096)]
     phantom: Phantom
+    openi: Openi
+
+    @model_validator(mode="after")
+    def _table_is_named(self):
+        if "table" in self.source and not self.table:
+            raise ValueError("source table wants data.table, the CSV that lists your films")
+        return self
 
 
 class Reports(Section):

@@ -1,8 +1,13 @@
 """The studies table: one row an image kept, read and written in one place.
 
 Every value is text and a blank means unknown, so that `00000013` stays an identifier and nothing turns into
-NaN. `sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near duplicates,
-blank for an image without.
+NaN. `labels` is blank where the source has a report and no labels; `report` is blank where it has labels
+alone. `sha256` is of the decoded pixels; `near_duplicate_of` is the first image of a group of near
+duplicates, blank for an image without. `indexed_labels` are the findings that somebody indexed a report by,
+where a source has them: a check of the labeler, never a truth to score against.
+
+The reports table has no blank in `labels` and `report` any more, and says where each is from:
+`report_origin` is `source` or `templates`, `labels_origin` is `source` or `labeler`.
 """
 
 import json
@@ -24,10 +29,14 @@ COLUMNS = (
     "view",
     "age_years",
     "sex",
+    "report",
     "sha256",
     "near_duplicate_of",
+    "indexed_labels",
 )
-REPORT_COLUMNS = (*COLUMNS, "report")
+ORIGINS = ("report_origin", "labels_origin")
+REPORT_COLUMNS = (*COLUMNS, *ORIGINS)
+SOURCE, TEMPLATES, LABELER = "source", "templates", "labeler"  # what the origins say
 NO_FINDING = "No Finding"
 
 
@@ -39,6 +48,16 @@ def join_labels(labels) -> str:
 def split_labels(text: str) -> frozenset[str]:
     """`Effusion|Mass` as a set of findings; `No Finding` as the empty set."""
     return frozenset(text.split("|")) - {NO_FINDING, ""}
+
+
+def count_patients(frame: pd.DataFrame) -> int:
+    """How many different patients are known by name."""
+    return frame.loc[frame["patient"] != "", "patient"].nunique()
+
+
+def patient_or_image(frame: pd.DataFrame) -> pd.Series:
+    """Each row's patient; where none is known, its image's name: then every film counts as a person's."""
+    return frame["patient"].where(frame["patient"] != "", frame["image"])
 
 
 def read_table(path: str | Path, columns=COLUMNS) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from explainmyxray.scoring.sufficient_statistics import (
     sufficient_statistics,
     total,
 )
-from explainmyxray.tables import split_labels
+from explainmyxray.tables import patient_or_image, split_labels
 
 KEY = ["image", "patient", "labels"]  # the same test image: a name alone may be another phantom's
 ECE = "calibration.ece"
@@ -48,7 +48,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     image has is left out.
     """
     statistics_before, statistics_after = _statistics(before), _statistics(after)
-    weights = bootstrap_weights(before["patient"], samples, seed)
+    weights = bootstrap_weights(patient_or_image(before), samples, seed)
     figures_before = _figures(total(statistics_before))
     figures_after = _figures(total(statistics_after))
     resampled_before = _figures(resample(statistics_before, weights))

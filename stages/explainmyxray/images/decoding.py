@@ -41,6 +41,9 @@ REASONS = (
     # its name
     "unknown_name",
     "name_taken",
+    # the path that a table gives
+    "missing",
+    "outside_the_folder",
 )
 # What zlib, struct and Pillow raise for a broken file.
 BROKEN_FILE_ERRORS = (

@@ -23,7 +23,7 @@ from explainmyxray.scoring.sufficient_statistics import (
     sufficient_statistics,
     total,
 )
-from explainmyxray.tables import split_labels
+from explainmyxray.tables import count_patients, patient_or_image, split_labels
 
 MODEL = "generated"
 BASELINES = ("majority", "nearest", "classifier", "untuned", "blind", "ceiling")
@@ -79,7 +79,7 @@ def score(
             predictions[system], predictions["report"], true, predicted[system]
         )
     # 2) The same resamples of patients for every system.
-    weights = bootstrap_weights(predictions["patient"], bootstrap_samples, seed)
+    weights = bootstrap_weights(patient_or_image(predictions), bootstrap_samples, seed)
     by_system = [headline_rows(system, statistics[system], weights) for system in SYSTEMS]
     systems = pd.concat(by_system, ignore_index=True)
     # 3) The tables behind the pictures.
@@ -143,7 +143,7 @@ def _metrics(
 
     return {
         "n": len(predictions),
-        "patients": predictions["patient"].nunique(),
+        "patients": count_patients(predictions),
         **figures,
         "bleu_signature": direct["signature"],
         "ci95": nested(intervals),

@@ -13,12 +13,13 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from explainmyxray.errors import UserError, shortened
+from explainmyxray.registry import SOURCES
 from explainmyxray.sources.containers import Container
 from explainmyxray.sources.folder import Folder
 from explainmyxray.sources.zip_archive import ZipArchive
 
-DATA_SETS = {"chest-xray-pneumonia": "paultimothymooney", "sample": "nih-chest-xrays"}  # name: owner
-DOWNLOAD_GB = {"chest-xray-pneumonia": 2.5, "sample": 4.5}  # about; the films of both are stored twice
+# By the data set's name: its owner.
+DATA_SETS = {source.kaggle.name: source.kaggle.owner for source in SOURCES.values() if source.kaggle}
 # Seconds to connect, and to wait for the next bytes. The client's first request has no limit of its own.
 TIMEOUTS = (10, 60)
 KEY = (

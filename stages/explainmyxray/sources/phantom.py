@@ -37,9 +37,9 @@ class PhantomFilm(Film):
         return draw(split_labels(self.study["labels"]), Build.sample(patient), image, self.size)
 
 
-def films(data: "settings.Data", seed: int) -> Iterator[Film]:
-    """The pipeline's phantoms, `data.phantom.count` of them at `data.image_size`."""
-    return sample(PIPELINE, seed, data.phantom.count, data.image_size)
+def films(data: "settings.Data", seed: int) -> tuple[list[Film], dict]:
+    """The pipeline's phantoms, `data.phantom.count` of them at `data.image_size`; nothing is left out."""
+    return list(sample(PIPELINE, seed, data.phantom.count, data.image_size)), {}
 
 
 def sample(stream: int, seed: int, count: int, size: int) -> Iterator[PhantomFilm]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.tables import NO_FINDING, split_labels
+from explainmyxray.tables import NO_FINDING, count_patients, split_labels
 
 
 def count_leaks(reports: pd.DataFrame, places: np.ndarray) -> dict[str, int]:
@@ -29,10 +29,6 @@ def _count_shared(values: pd.Series, places: np.ndarray) -> int:
     known = values != ""
     splits_of_value = pd.Series(places[known]).groupby(values[known].to_numpy()).nunique()
     return int((splits_of_value > 1).sum())
-
-
-def count_patients(reports: pd.DataFrame) -> int:
-    return reports.loc[reports["patient"] != "", "patient"].nunique()
 
 
 def describe_split(part: pd.DataFrame) -> dict:

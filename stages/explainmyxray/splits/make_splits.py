@@ -10,13 +10,14 @@ import pandas as pd
 
 from explainmyxray.errors import UserError
 from explainmyxray.settings import Split
-from explainmyxray.splits.audit import count_leaks, count_patients, describe_split, label_names
+from explainmyxray.splits.audit import count_leaks, describe_split, label_names
 from explainmyxray.splits.cap import cap_images
 from explainmyxray.splits.filter import drop_rare_combinations
 from explainmyxray.splits.group import find_groups
 from explainmyxray.splits.plain import plain_split
 from explainmyxray.splits.shuffle import shuffled_positions
 from explainmyxray.splits.stratify import assign_groups, count_missing
+from explainmyxray.tables import count_patients
 
 SPLITS = ("train", "val", "test")
 
@@ -28,32 +29,34 @@ def make_splits(reports: pd.DataFrame, split: Split, seed: int) -> tuple[dict[st
     """
     reports = reports.sort_values("image", ignore_index=True)
     common, rare = drop_rare_combinations(reports, split.min_samples_per_class)
-    kept = cap_images(common, split, seed)
+    selected = cap_images(common, split, seed)
     if split.group_by == "patient":
-        places = _grouped_split(kept, split, seed)
+        places = _grouped_split(selected, split, seed)
     else:
-        places = plain_split(kept, split, seed)
-    parts = {name: kept[places == name].reset_index(drop=True) for name in SPLITS}
+        places = plain_split(selected, split, seed)
+    parts = {name: selected[places == name].reset_index(drop=True) for name in SPLITS}
     for name, part in parts.items():
         if part.empty:
             raise UserError(
-                f"split {name} is empty: {len(kept)} images of {count_patients(kept)} patients are too few"
+                f"split {name} is empty: {len(selected)} images of {count_patients(selected)} patients are too few"
             )
 
     unplaced = {}
     if split.group_by == "patient" and split.stratify_by == "labels":
-        unplaced = count_missing(kept["labels"], places, SPLITS)
+        unplaced = count_missing(selected["labels"], places, SPLITS)
     figures = {
         "group_by": split.group_by,
         "total": {"images": len(reports), "patients": count_patients(reports)},
-        "kept": {"images": len(kept), "patients": count_patients(kept)},
+        "kept": {"images": len(selected), "patients": count_patients(selected)},
         "dropped": {
             "rare_images": sum(rare.values()),
-            "over_max_samples": len(common) - len(kept),
+            "over_max_samples": len(common) - len(selected),
             "rare_combinations": rare,
         },
-        "shared": count_leaks(kept, places),
-        "plain": count_leaks(kept, plain_split(kept, split, seed, strict=False)),  # for comparison
+        "shared": count_leaks(selected, places),
+        "plain": count_leaks(selected, plain_split(selected, split, seed, strict=False)),  # for comparison
+        # Of these nobody can tell whether one person's films are in two splits.
+        "leaks_that_cannot_be_seen": {"images_without_patient": int((selected["patient"] == "").sum())},
         "unplaced": unplaced,
     }
     for name, part in parts.items():
