@@ -74,7 +74,7 @@ def compare_calibration(before: pd.DataFrame, after: pd.DataFrame, samples: int,
         return pd.DataFrame()
     statistics_before = calibration_statistics(both.merge(before, on=KEY))
     statistics_after = calibration_statistics(both.merge(after, on=KEY))
-    weights = bootstrap_weights(both["patient"], samples, seed)
+    weights = bootstrap_weights(patient_or_image(both), samples, seed)
     resampled_before = expected_calibration_error(np.tensordot(weights, statistics_before, axes=1))
     resampled_after = expected_calibration_error(np.tensordot(weights, statistics_after, axes=1))
     row = _row(

@@ -83,7 +83,7 @@ def calibration_statistics(samples: pd.DataFrame) -> np.ndarray:
 
 def _score_decodings(rows: pd.DataFrame, seed: int, bootstrap_samples: int, labeler: Labeler) -> dict:
     """The headline figures of both decodings on the same images, and by how much consensus is better."""
-    weights = bootstrap_weights(rows["patient"], bootstrap_samples, seed)
+    weights = bootstrap_weights(patient_or_image(rows), bootstrap_samples, seed)
     metrics: dict = {"n": len(rows)}
     resampled = {}
     for name in DECODINGS:
@@ -104,7 +104,7 @@ def _calibrate(
     """The section `calibration` of eval.json, and the tables behind its pictures."""
     probabilities, true = _shares(rows), _true(rows)
     present = indicators(true)
-    weights = bootstrap_weights(rows["patient"], bootstrap_samples, seed)
+    weights = bootstrap_weights(patient_or_image(rows), bootstrap_samples, seed)
     bins = calibration.bin_statistics(probabilities, present)
     resampled_bins = np.tensordot(weights, bins, axes=1)
     reliability = _reliability(bins.sum(axis=0), resampled_bins)
