@@ -21,7 +21,7 @@ from explainmyxray.scoring.sufficient_statistics import (
     metrics_from_statistics,
     sufficient_statistics,
 )
-from explainmyxray.tables import join_labels, split_labels
+from explainmyxray.tables import join_labels, patient_or_image, split_labels
 
 DECODINGS = ("greedy", "consensus")
 # Of samples.csv, all text. `sampled` holds the findings of each sampled report, `adapter` names the weights.
