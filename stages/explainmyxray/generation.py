@@ -24,12 +24,19 @@ from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.families import family_of
 from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.model.inputs import open_image
+from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.reports.labeler import positive_findings
 
 # A piece that stands for something else than its letters: <image>,
 # <loc0597>, <seg039>, <unused7>, <start_of_turn>, <table>.
 CONTROL_PIECE = re.compile(r"<[^<>\s]+>")
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # of a character that has no piece of its own: text
+
+# Without sampling by transformers, and without a base's own values for it.
+GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
+
+# Sampled reports at once for each image of a batch: they share what takes most memory, image and prompt.
+TEXTS_PER_IMAGE = 4
 
 
 @gpu_memory_errors()
@@ -63,16 +70,15 @@ def generate_batch(
     if generation.decoding == "consensus":
         sampled = sample_reports(model, processor, images, generation, generation.samples, seed)
         return [consensus(reports) for reports in sampled]
+    beams = generation.num_beams if generation.decoding == "beam" else 1
     return generate_texts(
         model,
         processor,
         images,
         max_new_tokens=generation.max_new_tokens,
-        num_beams=generation.num_beams if generation.decoding == "beam" else 1,
-        do_sample=False,
-        top_k=None,
-        top_p=None,
-        temperature=None,
+        num_beams=beams,
+        custom_generate=SharedPromptDecoding() if beams == 1 else None,
+        **GREEDY,
     )
 
 
@@ -85,52 +91,26 @@ def sample_reports(
     samples: int,
     seed: int,
 ) -> list[list[str]]:
-    """`samples` reports an image, drawn at temperature 1, `generation.batch_size` reports in a batch.
+    """`samples` reports an image, drawn at temperature 1; image and prompt are computed once for all of them.
 
-    Each image has random numbers of its own, from `seed`
-    and its pixels: its reports are the same in any batch.
+    Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in any batch.
     """
     sampled = []
-    chunk = max(1, generation.batch_size // samples)
+    chunk = max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)
     for start in range(0, len(images), chunk):
         some = images[start : start + chunk]
         seeds = [seed + zlib.crc32(image.tobytes()) for image in some]
-        # Greedy decoding of logits with Gumbel noise draws from
-        # their softmax (Gumbel 1954; the Gumbel-max trick).
-        batch = processor.prompt_batch(some)
-        rows = {name: value.repeat_interleave(samples, 0) for name, value in batch.items()}
-        texts = _generate(
+        texts = generate_texts(
             model,
             processor,
-            rows,
-            [GumbelNoise(seeds, samples)],
+            some,
             max_new_tokens=generation.max_new_tokens,
             num_beams=1,
-            do_sample=False,
-            top_k=None,
-            top_p=None,
-            temperature=None,
+            custom_generate=SharedPromptDecoding(samples, seeds),
+            **GREEDY,
         )
         sampled += [texts[first : first + samples] for first in range(0, len(texts), samples)]
     return sampled
-
-
-class GumbelNoise(LogitsProcessor):
-    """Adds noise to the logits of `samples` rows an image,
-    from a generator for each of the images' `seeds`.
-    """
-
-    def __init__(self, seeds: list[int], samples: int):
-        self.seeds, self.samples = seeds, samples
-        self.generators: list[torch.Generator] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self.generators:
-            self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
-        noise = torch.empty(len(self.seeds), self.samples, scores.shape[-1], device=scores.device)
-        for rows, generator in zip(noise, self.generators):
-            rows.exponential_(generator=generator)
-        return scores.float() - noise.flatten(0, 1).log()
 
 
 def consensus(reports: list[str]) -> str:
@@ -163,22 +143,12 @@ def _words_f1(one: Counter, other: Counter) -> float:
 def generate_texts(
     model, processor: ReportProcessor, images: list[Image.Image], **generate_kwargs
 ) -> list[str]:
-    """The text after image and prompt, all images in one
-    batch; `generate_kwargs` are those of `model.generate`.
+    """The text after image and prompt, of words alone, all images in one batch.
+
+    `generate_kwargs` are those of `model.generate`.
     """
-    return _generate(model, processor, processor.prompt_batch(images), [], **generate_kwargs)
-
-
-def _generate(
-    model,
-    processor: ReportProcessor,
-    batch: dict[str, torch.Tensor],
-    processors: list[LogitsProcessor],
-    **generate_kwargs,
-) -> list[str]:
-    """The text after each row of a batch, of words alone; `processors` come after what keeps it to words."""
-    on_device = {name: value.to(model.device) for name, value in batch.items()}
-    logits_processor = LogitsProcessorList([words_only(model, processor), *processors])
+    on_device = {name: value.to(model.device) for name, value in processor.prompt_batch(images).items()}
+    logits_processor = LogitsProcessorList([words_only(model, processor)])
     sequences = model.generate(**on_device, logits_processor=logits_processor, **generate_kwargs)
     new_tokens = sequences[:, on_device["input_ids"].shape[1] :]
     return processor.decode(new_tokens)
