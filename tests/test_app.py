@@ -307,6 +307,7 @@ def test_the_phantoms_to_click_are_of_no_training():
 # Many at once
 
 
+@pytest.mark.slow
 def test_twenty_at_once_each_get_their_own_answer(served, explainer):
     films = [each.read() for each in phantom.sample(phantom.PIPELINE, 6, 20, 224)]
     with ThreadPoolExecutor(20) as pool:

@@ -94,6 +94,7 @@ def test_a_report_without_a_finding_has_no_attribution_and_no_gradient_is_left_b
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
     """On the tiny base as it is pretrained, told what is there;
     the trained adapter is measured by benchmarks/overlay.py.

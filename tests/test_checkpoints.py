@@ -233,6 +233,7 @@ def clone(folder: Path, data: Path, *changes: dict) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_another_clone(small_data, finished, tmp_path, monkeypatch):
     """With other loader processes, no layer recomputed and another comment; it ends with the same adapter."""
     drive = tmp_path / "drive"

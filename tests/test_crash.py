@@ -6,6 +6,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from conftest import ROOT, SMALL, run_stage, write_params
 
 KILLS = 10
@@ -28,6 +30,7 @@ def killed_after(seconds: float | None, folder: Path, context) -> bool:
     return running
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "stages")]))
     context = multiprocessing.get_context("forkserver")  # imports once, then forks

@@ -1,13 +1,16 @@
 """Several processes share a step: the same curve as one, the first alone writes, an error is one line."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
-from conftest import ROOT, SMALL, write_params
+from conftest import ROOT, SMALL, run_stage, write_params
+from explainmyxray.errors import UserError
 from explainmyxray.training.processes import find_free_port
 
 COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
@@ -27,18 +30,23 @@ def curve(folder: Path, name: str) -> pd.Series:
     return table[name]
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(workspace):
-    curves = []
-    for count in (1, 2):
-        done = train(workspace, {"train": {"num_processes": count}})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("best at step") == 1
-        assert (workspace / "models/adapter/adapter_model.safetensors").is_file()
-        curves.append([curve(workspace, name) for name in ("train_loss", "eval_loss", "learning_rate")])
-    for one, two in zip(*curves):
-        pd.testing.assert_series_equal(one, two, rtol=1e-4)
+    names = ("train_loss", "eval_loss", "learning_rate")
+    write_params(workspace, SMALL, SHARED)
+    run_stage("train_qlora")
+    alone = [curve(workspace, name) for name in names]
+    shutil.rmtree(workspace / "models")
+
+    done = train(workspace, {"train": {"num_processes": 2}})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best at step") == 1
+    assert (workspace / "models/adapter/adapter_model.safetensors").is_file()
+    for one, name in zip(alone, names):
+        pd.testing.assert_series_equal(one, curve(workspace, name), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_one_line(workspace):
     done = train(workspace, {"train": {"num_processes": 2, "learning_rate": 1.0e30, "warmup_steps": 0}})
     assert done.returncode == 1
@@ -49,9 +57,9 @@ def test_an_error_in_a_process_is_one_line(workspace):
 
 
 def test_a_step_that_cannot_be_shared_is_refused(workspace):
-    done = train(workspace, {"train": {"num_processes": 3}})
-    assert done.returncode == 1
-    assert "is no multiple of num_processes (3)" in done.stderr
+    write_params(workspace, SMALL, SHARED, {"train": {"num_processes": 3}})
+    with pytest.raises(UserError, match=r"is no multiple of num_processes \(3\)"):
+        run_stage("train_qlora")
 
 
 def train_on_two_machines(folder: Path, data: Path, **environment: str) -> list[tuple[int, str, str]]:
@@ -81,6 +89,7 @@ def train_on_two_machines(folder: Path, data: Path, **environment: str) -> list[
     return results
 
 
+@pytest.mark.slow
 def test_machines_without_a_shared_folder_are_told_so(small_data, tmp_path):
     for status, _, errors in train_on_two_machines(tmp_path, small_data / "data"):
         assert status == 1
@@ -91,6 +100,7 @@ def test_machines_without_a_shared_folder_are_told_so(small_data, tmp_path):
         assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_machines_with_a_shared_folder_train_one_adapter(small_data, tmp_path):
     shared = tmp_path / "shared"
     results = train_on_two_machines(tmp_path, small_data / "data", EXPLAINMYXRAY_CHECKPOINTS=str(shared))

@@ -73,6 +73,7 @@ def test_blind_reports_are_the_model_s_own_for_other_patients(finished):
     assert sorted(predictions["blind"]) == sorted(predictions["generated"])
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(finished, workspace):
     run_stage("train_qlora")
     run_stage("evaluate")
@@ -118,6 +119,7 @@ def killed(value):
     raise Killed
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(finished, workspace, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 5, killed)
@@ -151,6 +153,7 @@ def test_a_run_with_other_parameters_starts_anew(workspace, monkeypatch, capsys)
     assert "going on from" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_at_the_same_step_after_a_crash(workspace, monkeypatch):
     """Nothing counts as improvement, so the fourth validation, at step 8, is the last; killed or not."""
     write_params(workspace, SMALL, {"train": {"num_train_epochs": 1, "early_stopping_threshold": 9.0}})
