@@ -149,7 +149,12 @@ def generate_texts(
     """
     on_device = {name: value.to(model.device) for name, value in processor.prompt_batch(images).items()}
     logits_processor = LogitsProcessorList([words_only(model, processor)])
-    sequences = model.generate(**on_device, logits_processor=logits_processor, **generate_kwargs)
+    sequences = model.generate(
+        **on_device,
+        logits_processor=logits_processor,
+        eos_token_id=sorted(end_tokens(model, processor)),
+        **generate_kwargs,
+    )
     new_tokens = sequences[:, on_device["input_ids"].shape[1] :]
     return processor.decode(new_tokens)
 
@@ -158,11 +163,15 @@ def words_only(model, processor: ReportProcessor) -> LogitsProcessor:
     """What keeps `model.generate` to words: tuning leaves the
     base's other pieces a small probability of their own.
     """
-    ends = {processor.tokenizer.eos_token_id}
-    configured = model.generation_config.eos_token_id  # of a chat model several: <end_of_turn> among them
-    ends |= set(configured) if isinstance(configured, list) else {configured}
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    return SuppressPieces(no_words(processor.tokenizer, vocabulary, frozenset(ends - {None})))
+    return SuppressPieces(no_words(processor.tokenizer, vocabulary, end_tokens(model, processor)))
+
+
+def end_tokens(model, processor: ReportProcessor) -> frozenset[int]:
+    """The tokens that end a text: the one that the adapter learns, and the base's own."""
+    configured = model.generation_config.eos_token_id  # of a chat model several
+    ends = set(configured) if isinstance(configured, list) else {configured}
+    return frozenset((ends | {processor.end_token_id, processor.tokenizer.eos_token_id}) - {None})
 
 
 @lru_cache(maxsize=4)

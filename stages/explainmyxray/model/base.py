@@ -94,6 +94,8 @@ def load_processor(model: settings.Model, image_size: int | None = None) -> Repo
     family = load_family(model)
     with hub_errors(model.id, revision=model.revision):
         processor = AutoProcessor.from_pretrained(model.id, revision=model.revision)
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"model.id: {model.id} has no processor for images (preprocessor_config.json)")
     prompt = model.prompt or family.prompt
     return family.processor_class(processor, prompt, family.image_size or image_size)
 

@@ -189,10 +189,14 @@ def estimate_step(settings: Settings, prompt_length: int, report_length: int) ->
         batch_size * report_length * family.config.get_text_config().vocab_size, MAX_CHUNK_LOGITS
     )
     sequence_length = prompt_length + report_length
+    of_tower = set(family.vision_tower(base).modules())
     layers = []
     for layer in checkpointable_layers(model):
-        inputs = family.layer_inputs(layer, batch_size, settings.data.image_size, sequence_length, dtype)
-        layers.append(measure_layer(layer, inputs, dtype))
+        in_tower = layer in of_tower
+        inputs = family.layer_inputs(
+            layer, in_tower, batch_size, settings.data.image_size, sequence_length, dtype
+        )
+        layers.append(measure_layer(layer, inputs, in_tower, dtype))
     return StepMemory(
         weights=frozen_bytes(model, settings.quantization),
         adapter=num_trained * (4 + 4 + 2 * moment_bytes),
@@ -220,12 +224,12 @@ def frozen_bytes(model, quantization: Quantization) -> int:
     return int(total)
 
 
-def measure_layer(layer: nn.Module, inputs: LayerInputs, dtype: torch.dtype) -> LayerMemory:
+def measure_layer(layer: nn.Module, inputs: LayerInputs, in_tower: bool, dtype: torch.dtype) -> LayerMemory:
     """Run `layer` on inputs without content; add up what autograd saves, each storage once, no parameter."""
     layer = layer.to(dtype)  # as autocast has the adapters
     # A layer of the vision tower takes part in the backward only where it holds an adapter, for nothing before
     # it is trained.
-    in_backward = not inputs.in_tower or any(weight.requires_grad for weight in layer.parameters())
+    in_backward = not in_tower or any(weight.requires_grad for weight in layer.parameters())
     hidden_states = torch.empty(inputs.shape, dtype=dtype, device="meta").requires_grad_(in_backward)
     mask = inputs.kwargs.get("attention_mask")
     extra_tensors = [] if mask is None else [mask]

@@ -7,10 +7,11 @@ A family is chosen by a base's configuration, never by its name. To add one: a m
 from transformers import PreTrainedConfig
 
 from explainmyxray.errors import UserError
+from explainmyxray.model.families.chat import Chat
 from explainmyxray.model.families.family import Family
 from explainmyxray.model.families.paligemma import PaliGemma
 
-FAMILIES: tuple[type[Family], ...] = (PaliGemma,)  # the first that fits is taken
+FAMILIES: tuple[type[Family], ...] = (PaliGemma, Chat)  # the first that fits is taken
 
 
 def choose_family(config: PreTrainedConfig, model_id: str = "this base") -> Family:
@@ -18,7 +19,10 @@ def choose_family(config: PreTrainedConfig, model_id: str = "this base") -> Fami
     for family in FAMILIES:
         if family.fits(config):
             return family(config)
-    raise UserError(f"model.id: {model_id} is a {config.model_type} model; this pipeline tunes PaliGemma")
+    raise UserError(
+        f"model.id: {model_id} is a {config.model_type} model: take PaliGemma, or a chat model that sees images "
+        "(MedGemma, Gemma 3, Qwen3-VL)"
+    )
 
 
 def family_of(model) -> Family:

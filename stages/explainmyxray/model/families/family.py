@@ -17,6 +17,16 @@ Sample = tuple[Image.Image, str]  # an image with its report
 IGNORE_INDEX = -100  # the label of a position without loss, as in transformers
 
 
+def repeat_rows(batch: Batch, count: int) -> Batch:
+    """Each row of a batch `count` times in a row; a row may have several entries in an input, as patches are."""
+    num_rows = len(batch["input_ids"])
+    repeated = {}
+    for name, value in batch.items():
+        by_row = value.unflatten(0, (num_rows, -1))
+        repeated[name] = by_row.repeat_interleave(count, 0).flatten(0, 1)
+    return repeated
+
+
 class ReportProcessor(ABC):
     """A base's processor with its prompt: images and reports in, batches out.
 
@@ -64,13 +74,9 @@ class ReportProcessor(ABC):
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What a layer is called with, on the meta device: `shape` of its hidden states, and what goes beside them.
-
-    `in_tower`: the layer is the vision tower's, where nothing before it is trained.
-    """
+    """What a layer is called with, on the meta device: `shape` of its hidden states, and what goes beside them."""
 
     shape: tuple[int, ...]
-    in_tower: bool
     kwargs: dict = field(default_factory=dict)
 
 
@@ -128,6 +134,12 @@ class Family(ABC):
 
     @abstractmethod
     def layer_inputs(
-        self, layer: nn.Module, batch_size: int, image_size: int, sequence_length: int, dtype: torch.dtype
+        self,
+        layer: nn.Module,
+        in_tower: bool,
+        batch_size: int,
+        image_size: int,
+        sequence_length: int,
+        dtype: torch.dtype,
     ) -> LayerInputs:
-        """What `layer` takes in a training step, for the estimate of its memory."""
+        """What `layer`, of the vision tower or of the language model, takes in a training step."""

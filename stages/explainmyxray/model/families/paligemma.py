@@ -11,7 +11,14 @@ from PIL import Image
 from torch import nn
 from transformers import PaliGemmaForConditionalGeneration, PreTrainedConfig
 
-from explainmyxray.model.families.family import Batch, Family, LayerInputs, ReportProcessor, Sample
+from explainmyxray.model.families.family import (
+    Batch,
+    Family,
+    LayerInputs,
+    ReportProcessor,
+    Sample,
+    repeat_rows,
+)
 
 
 class PaliGemmaReportProcessor(ReportProcessor):
@@ -65,6 +72,11 @@ class PaliGemma(Family):
         return config.model_type == "paligemma"
 
     @property
+    def needs_float32_stream(self) -> bool:
+        """Gemma 2's, which was trained in bfloat16; PaliGemma 1 is trained in fp16 by its makers' own notebook."""
+        return self.config.text_config.model_type == "gemma2"
+
+    @property
     def image_size(self) -> int:
         return self.config.vision_config.image_size
 
@@ -87,17 +99,22 @@ class PaliGemma(Family):
         return batch["pixel_values"]
 
     def with_pixels(self, batch: Batch, pixels: torch.Tensor) -> Batch:
-        rows = {name: value.expand(len(pixels), *value.shape[1:]) for name, value in batch.items()}
-        return rows | {"pixel_values": pixels}
+        return repeat_rows(batch, len(pixels)) | {"pixel_values": pixels}
 
     def layer_inputs(
-        self, layer: nn.Module, batch_size: int, image_size: int, sequence_length: int, dtype: torch.dtype
+        self,
+        layer: nn.Module,
+        in_tower: bool,
+        batch_size: int,
+        image_size: int,
+        sequence_length: int,
+        dtype: torch.dtype,
     ) -> LayerInputs:
-        if hasattr(layer, "layer_norm1"):  # SigLIP's
+        if in_tower:
             shape = (batch_size, self.num_image_tokens(image_size), self.config.vision_config.hidden_size)
-            return LayerInputs(shape, in_tower=True, kwargs={"attention_mask": None})
+            return LayerInputs(shape, {"attention_mask": None})
         text = self.config.text_config
         rotation = torch.empty(batch_size, sequence_length, text.head_dim, dtype=dtype, device="meta")
         mask = torch.empty(batch_size, 1, sequence_length, sequence_length, dtype=dtype, device="meta")
         kwargs = {"attention_mask": mask, "position_embeddings": (rotation, rotation)}
-        return LayerInputs((batch_size, sequence_length, text.hidden_size), in_tower=False, kwargs=kwargs)
+        return LayerInputs((batch_size, sequence_length, text.hidden_size), kwargs)
