@@ -10,6 +10,7 @@ from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.settings import load_settings
+from explainmyxray.splits.audit import compare_with_index
 from explainmyxray.splits.make_splits import SPLITS, make_splits
 from explainmyxray.tables import REPORT_COLUMNS, read_table, write_metrics, write_table
 
@@ -22,7 +23,9 @@ LABEL_COUNTS = "metrics/labels.csv"
 def main() -> None:
     parse_no_arguments(__doc__)
     settings = load_settings()
-    parts, figures = make_splits(read_table(REPORTS, REPORT_COLUMNS), settings.split, settings.seed)
+    reports = read_table(REPORTS, REPORT_COLUMNS)
+    parts, figures = make_splits(reports, settings.split, settings.seed)
+    figures["labels_against_index"] = compare_with_index(reports)
     with replacing_folder(SPLITS_FOLDER) as folder:
         for name, part in parts.items():
             write_table(folder / f"{name}.csv", part)
@@ -61,6 +64,12 @@ def summary(figures: dict) -> str:
     if nameless:
         lines.append(
             f"{nameless} images have no patient: whether one person's are in two splits cannot be seen"
+        )
+    check = figures["labels_against_index"]
+    if check:
+        lines.append(
+            f"labels read in {check['images']} reports against those that they are indexed by: "
+            f"{check['same_labels']} the same, micro-F1 {check['micro_f1']:.3f}"
         )
     if figures["unplaced"]:
         lines.append(f"not in every split, for want of patients: {', '.join(figures['unplaced'])}")

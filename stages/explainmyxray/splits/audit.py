@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from explainmyxray.reports.findings import FINDINGS
-from explainmyxray.tables import NO_FINDING, count_patients, split_labels
+from explainmyxray.tables import LABELER, NO_FINDING, count_patients, split_labels
 
 
 def count_leaks(reports: pd.DataFrame, places: np.ndarray) -> dict[str, int]:
@@ -40,6 +40,37 @@ def describe_split(part: pd.DataFrame) -> dict:
     for name in (*FINDINGS, NO_FINDING):
         label_figures[name] = {"count": counts[name], "share": counts[name] / len(part)}
     return {"images": len(part), "patients": count_patients(part), "labels": label_figures}
+
+
+def compare_with_index(reports: pd.DataFrame) -> dict:
+    """How far the labels that the labeler has read in a source's reports agree with those that somebody
+    indexed the reports by; of both nobody knows the truth.
+
+    A check of the labeler on these reports; empty where no report is indexed.
+    """
+    rows = reports[(reports["indexed_labels"] != "") & (reports["labels_origin"] == LABELER)]
+    if rows.empty:
+        return {}
+    read = [split_labels(labels) for labels in rows["labels"]]
+    indexed = [split_labels(labels) for labels in rows["indexed_labels"]]
+    per_finding = {}
+    for name in FINDINGS:
+        pairs = Counter((name in a, name in b) for a, b in zip(read, indexed))
+        per_finding[name] = {
+            "both": pairs[True, True],
+            "labeler_alone": pairs[True, False],
+            "index_alone": pairs[False, True],
+        }
+    both, one = 0, 0
+    for counts in per_finding.values():
+        both += counts["both"]
+        one += counts["labeler_alone"] + counts["index_alone"]
+    return {
+        "images": len(rows),
+        "same_labels": int((rows["labels"] == rows["indexed_labels"]).sum()),
+        "micro_f1": 2 * both / (2 * both + one) if both + one else 0.0,
+        "per_finding": per_finding,
+    }
 
 
 def label_names(labels: str) -> list[str]:
