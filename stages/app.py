@@ -9,6 +9,9 @@ For research only: this is no medical device.
 import argparse
 import os
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is loaded; docs/benchmarks.md
+
 from explainmyxray.app.result import handle_upload
 from explainmyxray.app.server import launch
 from explainmyxray.errors import UserError, exit_on_user_error
@@ -16,7 +19,6 @@ from explainmyxray.explaining.loading import ADAPTER, load
 
 
 def main() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is loaded; docs/benchmarks.md
 # This folder last: `import evaluate` means Hugging Face's library, not this script.
 sys.path.append(sys.path.pop(0))
 

@@ -19,6 +19,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is loaded; docs/benchmarks.md
 
 from tqdm import tqdm
 
