@@ -230,10 +230,22 @@ def summary(metrics: dict) -> str:
     ]
     for name, figures in {"model": metrics, **metrics["baselines"]}.items():
         findings = figures["findings"]
+        bleu, rouge, malformed = "–", "–", "–"
+        if "text_figures" not in figures:
+            bleu, rouge = f"{figures['bleu']:.2f}", f"{figures['rougeL']:.3f}"
+            malformed = str(figures["malformed_reports"]["any"])
         lines.append(
-            f"{name:<11}{figures['bleu']:>7.2f}{figures['rougeL']:>9.3f}{findings['micro_f1']:>10.3f}"
+            f"{name:<11}{bleu:>7}{rouge:>9}{findings['micro_f1']:>10.3f}"
             f"{findings['macro_f1']:>10.3f}{findings['exact_match']:>8.3f}{figures['distinct_reports']:>10}"
-            f"{figures['malformed_reports']['any']:>11}"
+            f"{malformed:>11}"
+        )
+    references = metrics["references"]
+    if references["real"]:
+        lines.append(
+            f"{references['real']} of {metrics['n']} references are real reports: classifier and ceiling,"
+        )
+        lines.append(
+            f"which speak templates, have no figures of their text. F1 compares {references['f1_compares']}"
         )
     lines += [decodings_line(split, metrics["decodings"][split]) for split in ("test", "val")]
     calibration = metrics["calibration"]

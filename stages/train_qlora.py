@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader's processes are the parallelism
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is loaded; docs/benchmarks.md
 
+import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -34,11 +35,12 @@ from explainmyxray.model_card import write_model_card
 from explainmyxray.outputs import replacing_folder
 from explainmyxray.runtime import write_runtime
 from explainmyxray.settings import Model, Settings, load_settings
-from explainmyxray.tables import REPORT_COLUMNS, count_patients, read_table, write_metrics
+from explainmyxray.tables import REPORT_COLUMNS, SOURCE, count_patients, read_table, write_metrics
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
 from explainmyxray.training.memory import enable_gradient_checkpointing, plan_checkpointing
 from explainmyxray.training.processes import is_main_process, print_on_main_process, run_in_processes
+from explainmyxray.training.sides import refuse_mirrored_sides
 from explainmyxray.training.trainer import make_datasets, train
 
 SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models/adapter")
@@ -60,6 +62,7 @@ def train_adapter() -> None:
     checkpoints = checkpoints_folder()
     tables = [SPLITS / f"{name}.csv" for name in ("train", "val")]
     rows = {table.stem: read_table(table, REPORT_COLUMNS) for table in tables}
+    refuse_mirrored_sides(list(rows["train"]["report"]), settings.augment)
     print(
         f"{len(rows['train'])} training and {len(rows['val'])} validation images, "
         f"base {base.id} {base.revision or ''}",
@@ -96,6 +99,20 @@ def train_adapter() -> None:
     state.destroy_process_group()
 
 
+def describe_reports(train: pd.DataFrame) -> str:
+    """What the model card says of the training text."""
+    real = int((train["report_origin"] == SOURCE).sum())
+    if not real:
+        return (
+            "It was trained on synthetic reports, written from labels by templates: it knows the labels' findings and "
+            "nothing else, and it names no side, size, severity or cause."
+        )
+    return (
+        f"It was trained on {real} real reports and {len(train) - real} synthetic ones: it writes what such reports say, "
+        "also of sides, sizes, changes and causes, of which no figure here measures whether they are right."
+    )
+
+
 def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figures: dict) -> None:
     """The adapter with its card and what its images looked like, and the figures."""
     family = load_family(base)
@@ -105,6 +122,7 @@ def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figure
         "family": family.name,
         "model_class": family.model_class.__name__,
         "prompt": prompt,
+        "reports": describe_reports(rows["train"]),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "train_images": len(rows["train"]),
         "train_patients": count_patients(rows["train"]),

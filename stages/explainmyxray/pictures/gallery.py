@@ -10,7 +10,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from explainmyxray.outputs import replacing
-from explainmyxray.pictures.style import BLUE, GREEN, GREY, INK, NOTE, VERMILION
+from explainmyxray.pictures.style import BLUE, GREEN, GREY, INK, VERMILION, note
+from explainmyxray.scoring.references import are_real
 from explainmyxray.tables import split_labels
 
 # All lengths are pixels of the page.
@@ -55,13 +56,15 @@ def draw_gallery(
     lines = [Line(MARGIN, 20, "Reports on the test split: best, median and worst cases", size=18, bold=True)]
     xrays = {}
     top = HEAD
-    for kind, row in choose(best_to_worst, n):
+    cases = choose(best_to_worst, n)
+    shown = predictions.iloc[[row for _, row in cases]]
+    for kind, row in cases:
         case = predictions.iloc[row]
         xrays[top] = Path(images) / case["image"]
         of_case = _lines_of_case(case, predicted[row], kind, top)
         lines += of_case
         top = max(top + XRAY + CAPTION, of_case[-1].top + LINE) + GAP
-    lines.append(Line(MARGIN, top + 2, NOTE))
+    lines.append(Line(MARGIN, top + 2, note(are_real(shown).sum(), len(shown))))
     # 2) Draw, from top to bottom.
     page = Image.new("RGB", (WIDTH, top + FOOT), "white")
     drawing = ImageDraw.Draw(page)

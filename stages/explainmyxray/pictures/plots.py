@@ -50,16 +50,20 @@ def plot_systems(rows: pd.DataFrame, path: str | Path) -> None:
         figure.text(0.02, 0.93, "The model beside its baselines, with 95 % intervals", fontsize=12, color=INK)
         for column, (name, (title, scale)) in enumerate(PANELS.items()):
             axes = figure.add_axes((0.29 + 0.365 * column, 0.12, 0.205, 0.69))
-            panel = rows[rows["figure"] == name].set_index("system").loc[list(LABELS)]
+            panel = rows[rows["figure"] == name].set_index("system").reindex(list(LABELS))
             _draw_intervals(axes, panel["value"], panel, colours)
             ceiling = panel["value"]["ceiling"]
-            axes.axvline(ceiling, color=GREEN, linestyle="--", linewidth=1, zorder=1, clip_on=False)
+            if not np.isnan(ceiling):
+                axes.axvline(ceiling, color=GREEN, linestyle="--", linewidth=1, zorder=1, clip_on=False)
             # The names stand beside the first panel alone.
             _label_rows(axes, list(LABELS.values()) if column == 0 else [""] * len(LABELS), scale)
             axes.get_yticklabels()[0].set_fontweight("bold")
             axes.set_title(title, loc="left", fontsize=10.5)
             digits = 1 if scale > 1 else 2
             for place, row in enumerate(panel.itertuples()):
+                if np.isnan(row.value):  # `evaluation` says why in eval.json
+                    annotate_row(axes, 1.06, place, "left out: templates", GREY)
+                    continue
                 text = f"{row.value:.{digits}f}  [{row.low:.{digits}f}, {row.high:.{digits}f}]"
                 annotate_row(axes, 1.06, place, text, INK)
 

@@ -16,10 +16,17 @@ from explainmyxray.outputs import replacing
 GREEN, VERMILION, BLUE, ORANGE, GREY, INK = "#009E73", "#D55E00", "#0072B2", "#E69F00", "#8A8A8A", "#1A1A1A"
 GRID = "#E3E3E3"
 DPI = 100
-NOTE = (
-    "For research and teaching, not a medical device. "
-    "All reports are machine-made: the references are synthetic."
-)
+
+
+def note(num_real: int, num_references: int) -> str:
+    """What stands under the gallery: what its reports are, of which so many references are real."""
+    if num_real == 0:
+        made = "All reports are machine-made: the references are synthetic."
+    elif num_real == num_references:
+        made = "The references are real reports; the generated ones are machine-made."
+    else:
+        made = f"{num_real} of {num_references} references are real reports; all others are machine-made."
+    return f"For research and teaching, not a medical device. {made}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from explainmyxray.scoring import bleu, finding_scores
 from explainmyxray.scoring.finding_scores import Findings
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
 from explainmyxray.scoring.malformed import count_malformed
+from explainmyxray.scoring.references import TEXT_FIGURES, describe_references, reason_to_leave_out
 from explainmyxray.scoring.subgroups import subgroup_metrics
 from explainmyxray.scoring.sufficient_statistics import (
     Statistics,
@@ -40,7 +41,8 @@ class Evaluation:
     """`metrics` is eval.json; the rest is what the pictures and `dvc plots` show of the same figures.
 
     findings: finding, f1, low, high, support; a row a finding.
-    systems: system, figure, value, low, high; a row a headline figure of the model and of each baseline.
+    systems: system, figure, value, low, high; a row a headline figure of the model and of each baseline, save
+        those of a text that is left out.
     confusion: actual, predicted; a row a finding found, or written for another.
     predicted: findings read from the model's reports, a set a row of the predictions.
     best_to_worst: rows of the predictions from the best report to the worst.
@@ -80,7 +82,12 @@ def score(
         )
     # 2) The same resamples of patients for every system.
     weights = bootstrap_weights(patient_or_image(predictions), bootstrap_samples, seed)
-    by_system = [headline_rows(system, statistics[system], weights) for system in SYSTEMS]
+    by_system = []
+    for system in SYSTEMS:
+        rows = headline_rows(system, statistics[system], weights)
+        if reason_to_leave_out(system, predictions):
+            rows = rows[~rows["figure"].isin(TEXT_FIGURES)]
+        by_system.append(rows)
     systems = pd.concat(by_system, ignore_index=True)
     # 3) The tables behind the pictures.
     confusion = finding_scores.confusion_pairs(true, predicted[MODEL])
@@ -127,6 +134,11 @@ def _metrics(
             **_system_metrics(statistics[system], texts),
             "malformed_reports": count_malformed(texts, predictions["report"], known_words),
         }
+        reason = reason_to_leave_out(system, predictions)
+        if reason:
+            for name in (*TEXT_FIGURES, "malformed_reports"):
+                del by_system[system][name]
+            by_system[system] = {"text_figures": reason, **by_system[system]}
     figures = by_system[MODEL]
     # BLEU once more by the metric itself, which names its settings in a signature.
     metric = evaluate.load(bleu.__file__, keep_in_memory=True)
@@ -144,6 +156,7 @@ def _metrics(
     return {
         "n": len(predictions),
         "patients": count_patients(predictions),
+        "references": describe_references(predictions),
         **figures,
         "bleu_signature": direct["signature"],
         "ci95": nested(intervals),

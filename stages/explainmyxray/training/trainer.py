@@ -102,19 +102,28 @@ class ReportTrainer(Trainer):
 def make_datasets(
     processor: ReportProcessor, rows: dict[str, pd.DataFrame], images: Path, settings: Settings
 ) -> tuple[ReportDataset, ReportDataset]:
-    """What to train on, and what to validate on, without augmentation; prints how many reports are cut."""
+    """What to train on, and what to validate on, without augmentation; prints how long the reports are, and
+    how many are cut.
+    """
     max_length = settings.model.max_length
     training = ReportDataset(
         rows["train"], images, processor, max_length, settings.augment, settings.train.seed
     )
     validation = ReportDataset(rows["val"], images, processor, max_length)
-    if training.num_truncated:
-        print(
-            f"{training.num_truncated} of {len(training)} reports are cut to model.max_length {max_length} "
-            f"(the longest takes {training.longest_sequence} tokens with its image)",
-            flush=True,
-        )
+    median, p95 = report_tokens(training)
+    print(
+        f"reports of {median} tokens in the middle, {p95} at the 95th percentile; "
+        f"{training.num_truncated} of {len(training)} are cut to model.max_length {max_length} "
+        f"(the longest takes {training.longest_sequence} tokens with its image)",
+        flush=True,
+    )
     return training, validation
+
+
+def report_tokens(dataset: ReportDataset) -> tuple[int, int]:
+    """Median and 95th percentile of the reports' lengths, before any cut."""
+    median, p95 = np.percentile(dataset.report_lengths, (50, 95), method="higher")
+    return int(median), int(p95)
 
 
 def train(
@@ -157,7 +166,7 @@ def train(
         trainer.remove_callback(ProgressCallback)
         eval_loss = trainer.evaluate()["eval_loss"]
     check_best(trainer, eval_loss)
-    median, p95 = np.percentile(training.report_lengths, (50, 95), method="higher")
+    median, p95 = report_tokens(training)
     return {
         "train_loss": mean_train_loss(trainer.state),
         "eval_loss": eval_loss,
@@ -166,7 +175,7 @@ def train(
         "epochs": float(trainer.state.epoch),
         "longest_sequence": training.longest_sequence,
         "reports_cut": training.num_truncated + validation.num_truncated,
-        "report_tokens": {"median": int(median), "p95": int(p95)},
+        "report_tokens": {"median": median, "p95": p95},
     }
 
 
