@@ -26,20 +26,32 @@ from transformers.utils import logging
 from explainmyxray import out_of_distribution
 from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
+from explainmyxray.generation import GREEDY, generate_texts
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter
 from explainmyxray.model.base import check_base, load_base, load_family, load_processor
 from explainmyxray.model.inputs import open_image
+from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.model.tuned_on import save_tuned_on
 from explainmyxray.model_card import write_model_card
 from explainmyxray.outputs import replacing_folder
+from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.runtime import write_runtime
-from explainmyxray.settings import Model, Settings, load_settings
-from explainmyxray.tables import REPORT_COLUMNS, SOURCE, count_patients, read_table, write_metrics
+from explainmyxray.scoring.finding_scores import Findings, micro_f1, outcome_counts
+from explainmyxray.settings import Model, Settings, Train, load_settings
+from explainmyxray.tables import (
+    REPORT_COLUMNS,
+    SOURCE,
+    count_patients,
+    read_table,
+    split_labels,
+    write_metrics,
+)
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
 from explainmyxray.training.memory import enable_gradient_checkpointing, plan_checkpointing
 from explainmyxray.training.processes import is_main_process, print_on_main_process, run_in_processes
+from explainmyxray.training.report_validation import ReportValidation
 from explainmyxray.training.sides import refuse_mirrored_sides
 from explainmyxray.training.trainer import make_datasets, train
 
@@ -85,7 +97,19 @@ def train_adapter() -> None:
 
     images = [IMAGES / name for table in rows.values() for name in table["image"]]
     checkpoints /= run_fingerprint(settings, tables, images, base.revision)
-    figures = train(model, processor, training, validation, settings, checkpoints, Path("metrics/curves"))
+    report_validation = make_report_validation(
+        processor, rows, settings.train, max_new_tokens=training.max_report_length
+    )
+    figures = train(
+        model,
+        processor,
+        training,
+        validation,
+        settings,
+        checkpoints,
+        Path("metrics/curves"),
+        report_validation,
+    )
     figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent}
     if is_main_process():
         save(model, processor.prompt, settings, base, rows, figures)
@@ -96,6 +120,14 @@ def train_adapter() -> None:
             f"adapter in {ADAPTER}",
             flush=True,
         )
+        if figures.get("wording_alone"):
+            print(
+                "WARNING: the run learnt wording alone: its validation loss fell, but greedy reports name no "
+                f"more findings (F1 {figures['findings_f1']:.3f}) than one report for all images "
+                f"({figures['majority_f1']:.3f}): try more steps or more films, and see in metrics/eval.json "
+                "what evaluate.decoding=consensus finds",
+                flush=True,
+            )
     state.destroy_process_group()
 
 
@@ -111,6 +143,43 @@ def describe_reports(train: pd.DataFrame) -> str:
         f"It was trained on {real} real reports and {len(train) - real} synthetic ones: it writes what such reports say, "
         "also of sides, sizes, changes and causes, of which no figure here measures whether they are right."
     )
+
+
+def make_report_validation(
+    processor, rows: dict[str, pd.DataFrame], train: Train, max_new_tokens: int
+) -> ReportValidation | None:
+    """Findings F1 on `train.findings_f1_images` validation images, drawn once for a seed; None for 0."""
+    if train.findings_f1_images == 0:
+        return None
+    count = min(train.findings_f1_images, len(rows["val"]))
+    some = rows["val"].sample(count, random_state=train.seed)
+    true = [split_labels(labels) for labels in some["labels"]]
+    commonest = rows["train"]["labels"].mode()[0]  # of equally common ones the first, as the baseline has it
+
+    def write(model, names: list[str]) -> list[str]:
+        reports = []
+        size = 2 * train.per_device_train_batch_size  # as for the validation loss
+        for start in range(0, len(names), size):
+            batch = [open_image(IMAGES, name) for name in names[start : start + size]]
+            reports += generate_texts(
+                model,
+                processor,
+                batch,
+                max_new_tokens=max_new_tokens,
+                num_beams=1,
+                custom_generate=SharedPromptDecoding(),
+                **GREEDY,
+            )
+        return reports
+
+    def f1(predicted: list[Findings]) -> float:
+        return float(micro_f1(outcome_counts(true, predicted).sum(axis=0)))
+
+    def score(reports: list[str]) -> float:
+        return f1([positive_findings(report) for report in reports])
+
+    majority_f1 = f1([split_labels(commonest)] * count)
+    return ReportValidation(tuple(some["image"]), write, score, majority_f1)
 
 
 def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figures: dict) -> None:

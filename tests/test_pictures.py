@@ -215,17 +215,21 @@ def curves(tmp_path):
     steps = pd.DataFrame({"step": [5, 10, 15, 20], "train_loss": [9.0, 3.0, 1.0, 0.8], "learning_rate": 1e-4})
     steps[["step", "train_loss"]].to_csv(tmp_path / "train_loss.tsv", sep="\t", index=False)
     steps[["step", "learning_rate"]].to_csv(tmp_path / "learning_rate.tsv", sep="\t", index=False)
-    validations = pd.DataFrame({"step": [10, 20], "eval_loss": [2.0, 0.9]})
-    validations.to_csv(tmp_path / "eval_loss.tsv", sep="\t", index=False)
+    validations = {"eval_loss": [2.0, 0.9], "findings_f1": [0.5, 0.75], "majority_f1": [0.25, 0.25]}
+    for name, values in validations.items():
+        table = pd.DataFrame({"step": [10, 20], name: values})
+        table.to_csv(tmp_path / f"{name}.tsv", sep="\t", index=False)
     return tmp_path
 
 
 def test_curves_show_each_loss_at_its_steps(curves, tmp_path, figures):
     training_plots.plot_curves(curves, tmp_path / "curves.png")
-    losses, rates = figures[0].axes
+    losses, f1, rates = figures[0].axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
     assert drawn["eval_loss"] == [[10, 2.0], [20, 0.9]] and len(drawn["train_loss"]) == 4
     assert [line.get_label() for line in rates.lines] == ["learning_rate"]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in f1.lines}
+    assert drawn == {"findings_f1": [0.5, 0.75], "majority_f1": [0.25, 0.25]}
 
 
 def test_curves_of_a_run_without_validation_are_drawn_without_one(curves, tmp_path, figures):

@@ -213,7 +213,7 @@ def changed_stages(folder: Path, edited: str, line: str) -> set[str]:
         ("stages/explainmyxray/training/loss.py", {"train_qlora"}),
         ("stages/explainmyxray/model/base.py", {"train_qlora", "evaluate"}),
         ("stages/explainmyxray/scoring/bleu.py", {"evaluate"}),
-        ("stages/explainmyxray/reports/templates.yaml", {"synthesize_reports", "split", "evaluate"}),
+        ("stages/explainmyxray/reports/templates.yaml", set(STAGES) - {"fetch"}),
         ("stages/explainmyxray/tables.py", set(STAGES)),
         ("stages/split.py", {"split"}),
     ],

@@ -14,6 +14,7 @@ from explainmyxray.errors import UserError
 from explainmyxray.training.processes import find_free_port
 
 COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
+NAMES = ("train_loss", "eval_loss", "findings_f1", "learning_rate")
 SHARED = {
     "lora": {"dropout": 0.0},  # each process would draw its own
     "train": {"gradient_accumulation_steps": 2, "num_train_epochs": 0.5},
@@ -32,17 +33,16 @@ def curve(folder: Path, name: str) -> pd.Series:
 
 @pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(workspace):
-    names = ("train_loss", "eval_loss", "learning_rate")
     write_params(workspace, SMALL, SHARED)
     run_stage("train_qlora")
-    alone = [curve(workspace, name) for name in names]
+    alone = [curve(workspace, name) for name in NAMES]
     shutil.rmtree(workspace / "models")
 
     done = train(workspace, {"train": {"num_processes": 2}})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best at step") == 1
     assert (workspace / "models/adapter/adapter_model.safetensors").is_file()
-    for one, name in zip(alone, names):
+    for one, name in zip(alone, NAMES):
         pd.testing.assert_series_equal(one, curve(workspace, name), rtol=1e-4)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from transformers import PaliGemmaForConditionalGeneration, TrainerState
@@ -18,6 +19,7 @@ from explainmyxray.errors import UserError
 from explainmyxray.settings import load_settings
 from explainmyxray.training import trainer
 from explainmyxray.training.checkpoints import step_of
+from explainmyxray.training.report_validation import ReportValidation, wording_alone
 
 WEIGHTS = Path("models/adapter/adapter_model.safetensors")
 
@@ -47,12 +49,18 @@ def test_metrics_and_curves_are_there(finished):
         "longest_sequence",
         "reports_cut",
         "report_tokens",
+        "findings_f1",
+        "majority_f1",
+        "wording_alone",
         "trainable_parameters",
         "trainable_percent",
     }
     curve = pd.read_csv(finished / "metrics/curves/plots/metrics/eval_loss.tsv", sep="\t")
     assert list(curve["step"]) == [2, 4, 5]
     assert curve["eval_loss"].min() == pytest.approx(train["eval_loss"], abs=1e-3)
+    curve = pd.read_csv(finished / "metrics/curves/plots/metrics/findings_f1.tsv", sep="\t")
+    assert list(curve["step"]) == [2, 4, 5]
+    assert train["findings_f1"] in list(curve["findings_f1"].round(4))
     scored = json.loads((finished / "metrics/eval.json").read_text())
     assert set(scored["baselines"]) == {"majority", "nearest", "classifier", "untuned", "blind", "ceiling"}
     assert scored["baselines"]["ceiling"]["findings"]["micro_f1"] == 1.0
@@ -96,6 +104,51 @@ def same_outputs(folder: Path, other: Path) -> None:
     for path in [*paths, folder / "metrics/train.json"]:
         name = path.relative_to(folder)
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_the_adapter_is_the_same_without_the_findings_f1(finished, workspace):
+    write_params(workspace, SMALL, {"train": {"findings_f1_images": 0}})
+    run_stage("train_qlora")
+    assert WEIGHTS.read_bytes() == (finished / WEIGHTS).read_bytes()
+    curves = Path("metrics/curves/plots/metrics")
+    for name in ("train_loss.tsv", "eval_loss.tsv"):
+        assert (curves / name).read_bytes() == (finished / curves / name).read_bytes()
+    assert not (curves / "findings_f1.tsv").exists()
+    assert "findings_f1" not in json.loads(Path("metrics/train.json").read_text())
+
+
+def test_writing_reports_leaves_the_random_numbers_of_training_as_they_were():
+    def write(model, names):
+        torch.rand(3)
+        return [f"report of {name}" for name in names]
+
+    seen = []
+    validation = ReportValidation(("b", "a"), write, lambda reports: seen.append(reports) or 0.5, 0.25)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    assert validation.findings_f1(None, Accelerator(cpu=True)) == 0.5
+    assert torch.rand(1) == expected
+    assert seen == [["report of b", "report of a"]]
+
+
+@pytest.mark.parametrize(
+    "losses, f1, alone",
+    [([3.0, 1.0], 0.75, True), ([3.0, 1.0], 0.8, False), ([1.0, 2.0], 0.0, False), ([1.0], 0.0, False)],
+    ids=["learns wording", "finds more", "learns nothing", "one validation"],
+)
+def test_a_run_that_learns_wording_alone_is_told_from_others(losses, f1, alone):
+    history = [{"loss": 5.0, "step": 1}, *({"eval_loss": loss, "step": 2} for loss in losses)]
+    assert wording_alone(history, f1, majority_f1=0.75) == alone
+
+
+def test_a_run_that_learns_wording_alone_is_told_so(workspace, monkeypatch, capsys):
+    monkeypatch.setattr("explainmyxray.reports.labeler.positive_findings", lambda text: frozenset())
+    run_stage("train_qlora")
+    out = capsys.readouterr().out
+    assert "findings F1 0.000 (one report for all:" in out
+    assert "WARNING: the run learnt wording alone" in out
+    assert json.loads(Path("metrics/train.json").read_text())["wording_alone"] is True
 
 
 class Killed(BaseException):

@@ -134,6 +134,7 @@ class Train(Section):
     gradient_checkpointing: bool | Literal["auto"]
     dataloader_num_workers: Annotated[int, Field(ge=0)]
     eval_steps: Count
+    findings_f1_images: Annotated[int, Field(ge=0)]
     save_steps: Count
     save_total_limit: Count
     load_best_model_at_end: bool

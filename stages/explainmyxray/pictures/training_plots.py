@@ -28,31 +28,35 @@ SPLIT_COLOURS = {"train": BLUE, "val": ORANGE, "test": GREEN}
 
 
 def plot_curves(curves: Path, path: str | Path) -> None:
-    """Draw the losses and the learning rate over the steps from DVCLive's tables (step, <name>) in `curves`.
+    """Draw losses, findings F1 and learning rate over the steps from DVCLive's tables (step, <name>).
 
-    A run that ends before its first validation has no validation loss, and none is drawn.
+    A run that ends before its first validation has neither validation loss nor F1, and none is drawn.
     """
     panels = {
         "Loss: cross-entropy a token": {"train_loss": BLUE, "eval_loss": VERMILION},
+        "Findings F1, validation images": {"findings_f1": BLUE, "majority_f1": GREY},
         "Learning rate": {"learning_rate": BLUE},
     }
-    with png_figure(path, 1000, 380) as figure:
+    with png_figure(path, 1200, 380) as figure:
         for column, (title, series) in enumerate(panels.items()):
-            axes = figure.add_axes((0.07 + 0.5 * column, 0.14, 0.41, 0.74))
+            axes = figure.add_axes((0.05 + 0.335 * column, 0.14, 0.265, 0.74))
             for name, colour in series.items():
                 file = curves / f"{name}.tsv"
                 if not file.is_file():
                     continue
                 table = pd.read_csv(file, sep="\t")
                 # Validations are few: a dot for each.
-                marker = "o" if name == "eval_loss" else None
+                marker = "o" if name in ("eval_loss", "findings_f1") else None
                 axes.plot(table["step"], table[name], color=colour, marker=marker, label=name)
-            if len(series) > 1:
+            if "findings_f1" in series:
+                axes.set_ylim(0, 1)
+            if "eval_loss" in series:
                 # From a loss near 9 to one under 1: what happens late is seen on a logarithmic scale alone.
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter(ScalarFormatter())
                 axes.yaxis.set_minor_formatter(NullFormatter())
+            if len(axes.lines) > 1:
                 axes.legend(frameon=False)
             axes.set_title(title, loc="left", fontsize=11, color=INK)
             axes.set_xlabel("step")

@@ -34,9 +34,15 @@ class SetEpochCallback(TrainerCallback):
 
 
 class DVCLiveCallback(TrainerCallback):
-    """Losses and learning rate through DVCLive, for `dvc plots show` during the run and after it."""
+    """Losses, F1 and learning rate through DVCLive, for `dvc plots show` during the run and after it."""
 
-    CURVES = {"loss": "train_loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate"}
+    CURVES = {
+        "loss": "train_loss",
+        "eval_loss": "eval_loss",
+        "eval_findings_f1": "findings_f1",
+        "eval_majority_f1": "majority_f1",
+        "learning_rate": "learning_rate",
+    }
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -76,7 +82,13 @@ class ProgressCallback(TrainerCallback):
             return
         progress = f"step {state.global_step:>5}/{state.max_steps}"
         if "eval_loss" in logs:
-            print(f"{progress}  validation loss {logs['eval_loss']:.4f}", flush=True)
+            line = f"{progress}  validation loss {logs['eval_loss']:.4f}"
+            if "eval_findings_f1" in logs:
+                line += (
+                    f"  findings F1 {logs['eval_findings_f1']:.3f}"
+                    f" (one report for all: {logs['eval_majority_f1']:.3f})"
+                )
+            print(line, flush=True)
         elif "loss" in logs:
             seconds_per_step = (time.monotonic() - self.started) / steps
             images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

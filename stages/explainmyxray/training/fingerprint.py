@@ -26,8 +26,13 @@ LIBRARIES = (
     "accelerate",
     "pillow",
 )
-# Parameters of `train` that make a run faster or smaller and leave its adapter as it is.
-SPEED_ONLY = {"dataloader_num_workers", "gradient_checkpointing", "save_total_limit"}
+# Parameters of `train` that leave its adapter as it is: they make a run faster or smaller, or watch it.
+WITHOUT_EFFECT = {
+    "dataloader_num_workers",
+    "findings_f1_images",
+    "gradient_checkpointing",
+    "save_total_limit",
+}
 
 
 def run_fingerprint(settings: Settings, tables: list[Path], images: list[Path], revision: str | None) -> str:
@@ -65,7 +70,7 @@ def _description(settings: Settings, revision: str | None) -> dict:
         "quantization": settings.quantization.model_dump(),
         "lora": settings.lora.model_dump(),
         "augment": settings.augment.model_dump(),
-        "train": settings.train.model_dump(exclude=SPEED_ONLY),
+        "train": settings.train.model_dump(exclude=WITHOUT_EFFECT),
         # Builds for other drivers differ in what follows the plus sign: 2.14.1+cu126.
         "libraries": [version(name).partition("+")[0] for name in LIBRARIES],
         "device": device().type,

@@ -25,6 +25,7 @@ from explainmyxray.training.callbacks import (
 )
 from explainmyxray.training.checkpoints import agree_on_checkpoint, full_disk_errors
 from explainmyxray.training.loss import report_loss
+from explainmyxray.training.report_validation import ReportValidation, wording_alone
 
 # What `train` holds for others than TrainingArguments, or under another name there.
 NOT_TRAINER_S = {
@@ -32,6 +33,7 @@ NOT_TRAINER_S = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "max_steps",
+    "findings_f1_images",
     "fp16",
     "bf16",
     "early_stopping_patience",
@@ -42,8 +44,9 @@ NOT_TRAINER_S = {
 class ReportTrainer(Trainer):
     """`Trainer` with the report loss, a mean over a step's report tokens; stops at what is not finite."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, report_validation: ReportValidation | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.report_validation = report_validation
         # Have Trainer count the tokens of the whole step: report_loss divides by them.
         self.model_accepts_loss_kwargs = True
 
@@ -74,6 +77,7 @@ class ReportTrainer(Trainer):
     @torch.inference_mode()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Mean loss over all report tokens of `eval_dataset`, by default the trainer's; processes share it.
+        And the findings F1 of reports on the images of `report_validation`, where there is one.
 
         Trainer's own method would average over batches. `ignore_keys` names outputs not to gather: none is
         gathered here.
@@ -94,6 +98,11 @@ class ReportTrainer(Trainer):
         loss, num_tokens = self.accelerator.reduce(sums)
         self._stop_unless_finite("validation loss", loss)
         metrics = {f"{metric_key_prefix}_loss": (loss / num_tokens).item()}
+        if self.report_validation is not None:
+            metrics[f"{metric_key_prefix}_findings_f1"] = self.report_validation.findings_f1(
+                self.model, self.accelerator
+            )
+            metrics[f"{metric_key_prefix}_majority_f1"] = self.report_validation.majority_f1
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -134,6 +143,7 @@ def train(
     settings: Settings,
     checkpoints: Path,
     curves: Path,
+    report_validation: ReportValidation | None = None,
 ) -> dict:
     """Train `model`'s adapter, keep the best by `validation`, and return the figures of metrics/train.json.
 
@@ -156,6 +166,7 @@ def train(
             DVCLiveCallback(curves),
             ProgressCallback(),
         ],
+        report_validation=report_validation,
     )
     trainer.remove_callback(PrinterCallback)  # ProgressCallback prints instead
     with gpu_memory_errors(), full_disk_errors(checkpoints):
@@ -164,10 +175,11 @@ def train(
         # The next validation is a check of what was loaded, not a point of the curve.
         trainer.remove_callback(DVCLiveCallback)
         trainer.remove_callback(ProgressCallback)
-        eval_loss = trainer.evaluate()["eval_loss"]
+        best = trainer.evaluate()
+    eval_loss = best["eval_loss"]
     check_best(trainer, eval_loss)
     median, p95 = report_tokens(training)
-    return {
+    figures = {
         "train_loss": mean_train_loss(trainer.state),
         "eval_loss": eval_loss,
         "best_step": best_step(trainer),
@@ -177,6 +189,14 @@ def train(
         "reports_cut": training.num_truncated + validation.num_truncated,
         "report_tokens": {"median": median, "p95": p95},
     }
+    if report_validation is not None:
+        findings_f1, majority_f1 = best["eval_findings_f1"], best["eval_majority_f1"]
+        figures |= {
+            "findings_f1": findings_f1,
+            "majority_f1": majority_f1,
+            "wording_alone": wording_alone(trainer.state.log_history, findings_f1, majority_f1),
+        }
+    return figures
 
 
 def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
