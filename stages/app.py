@@ -15,26 +15,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is 
 from explainmyxray.app.result import handle_upload
 from explainmyxray.app.server import launch
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.explaining.arguments import add_model_arguments
+from explainmyxray.explaining.loading import load
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=32,
-        help="sampled reports behind each probability (default: 32; 0: none)",
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)"
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args()
-    explainer = load(options.adapter, max(options.samples, 0))
+    explainer = load(options.adapter, options.samples)
     try:
         served = launch(lambda data: handle_upload(explainer, data), options.host, options.port)
     except (OSError, OverflowError) as error:  # OverflowError: a port over 65535

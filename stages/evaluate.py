@@ -10,7 +10,6 @@ metrics/eval.json, the few figures of it that compare commits to metrics/headlin
 """
 
 import argparse
-import hashlib
 import os
 import random
 import sys
@@ -25,13 +24,12 @@ sys.path.append(sys.path.pop(0))
 
 import pandas as pd
 from accelerate.utils import set_seed
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.generation import consensus, generate, image_batches, image_features, sample_reports
 from explainmyxray.gpu import require_usable_gpu
-from explainmyxray.model.adapter import load_adapter, tuned_base
+from explainmyxray.model.adapter import load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.pictures.calibration_plots import plot_calibration
 from explainmyxray.pictures.gallery import draw_gallery
@@ -169,12 +167,7 @@ def decode_both(model, processor, split: str, rows: pd.DataFrame, settings: Sett
         )
     table["consensus"] = [consensus(reports) for reports in sampled]
     table["sampled"] = [sampled_reports.join_samples(reports) for reports in sampled]
-    return table.assign(adapter=adapter_digest(ADAPTER))
-
-
-def adapter_digest(folder: Path) -> str:
-    """16 hexadecimal digits that name an adapter's weights, so that a figure is not taken for another's."""
-    return hashlib.sha256((folder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()[:16]
+    return table.assign(adapter=weights_digest(ADAPTER))
 
 
 def render_reports(

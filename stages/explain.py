@@ -24,12 +24,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is 
 from tqdm import tqdm
 
 from explainmyxray.errors import exit_on_user_error
-from explainmyxray.explaining.explanation import ADAPTER, NOTICE, Explanation
+from explainmyxray.explaining.arguments import add_model_arguments
+from explainmyxray.explaining.explanation import NOTICE, Explanation
 from explainmyxray.explaining.files import find_images
 from explainmyxray.images.decoding import MAX_FILE_BYTES
-from explainmyxray.reports.findings import FINDINGS
-
-SHOWN_SHARE = 0.05  # findings that fewer sampled reports assert are left out of the text
+from explainmyxray.reports.findings import FINDINGS, SHOWN_SHARE
 
 
 def main() -> None:
@@ -60,24 +59,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="a PNG, JPEG or DICOM file, or a folder of them"
     )
-    parser.add_argument("--adapter", default=ADAPTER, help=f"a folder or a hub id (default: {ADAPTER})")
-    parser.add_argument(
-        "--samples",
-        type=count,
-        default=32,
-        help="sampled reports behind each share (default: 32; 0: none, which is faster)",
-    )
+    add_model_arguments(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="a JSON object a line")
     output.add_argument("--csv", action="store_true", help="a table with a column a finding")
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    """A whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no number from 0 on")
-    return int(text)
 
 
 def read(path: Path) -> bytes:
@@ -98,16 +84,24 @@ def as_text(explanation: Explanation) -> str:
     lines.append(f"  {explanation.report}")
     lines.append(f"  findings in the report: {', '.join(explanation.findings) or 'none'}")
     if explanation.probabilities is not None:
-        lines.append(f"  in sampled reports: {shares_as_text(explanation.probabilities)}")
+        lines.append(f"  in sampled reports: {shares_as_text(explanation)}")
+        if explanation.measured:
+            lines.append("    (in brackets: of test findings with such a share, how many are there)")
+        lines.append(f"    {explanation.calibration}")
         lines.append(f"  sampled reports with the same findings: {explanation.agreement:.0%}")
     return "\n".join(lines) + "\n"
 
 
-def shares_as_text(probabilities: dict[str, float]) -> str:
-    """Findings with their shares, the largest first."""
-    shown = [(name, share) for name, share in probabilities.items() if share >= SHOWN_SHARE]
+def shares_as_text(explanation: Explanation) -> str:
+    """Findings with their shares, the largest first, and what such a share was worth on the test split."""
+    shown = [(name, share) for name, share in explanation.probabilities.items() if share >= SHOWN_SHARE]
     shown.sort(key=lambda pair: -pair[1])
-    return ", ".join(f"{name} {share:.0%}" for name, share in shown) or "no finding"
+    texts = []
+    for name, share in shown:
+        like = (explanation.measured or {}).get(name)
+        worth = f" ({like.present:.0%} of {like.findings})" if like else ""
+        texts.append(f"{name} {share:.0%}{worth}")
+    return ", ".join(texts) or "no finding"
 
 
 def as_json(explanation: Explanation) -> str:
@@ -116,6 +110,7 @@ def as_json(explanation: Explanation) -> str:
 
 def as_csv(explanations: list[Explanation]) -> str:
     """A row an image, with a column a finding; blank where nothing was sampled."""
+    # What the shares are worth is the same for each film: it is in the text and in JSON.
     columns = ["image", "report", "findings", *FINDINGS, "agreement", "remarks", "warning", "problem"]
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
@@ -123,6 +118,7 @@ def as_csv(explanations: list[Explanation]) -> str:
     for each in explanations:
         row = dataclasses.asdict(each)
         row |= row.pop("probabilities") or {}
+        del row["measured"], row["calibration"]
         row["findings"] = "|".join(each.findings)
         row["remarks"] = "; ".join(each.remarks)
         writer.writerow(row)

@@ -2,11 +2,14 @@
 warning where it is no X-ray and nothing of a patient told.
 """
 
+import dataclasses
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pandas as pd
@@ -18,13 +21,15 @@ from sklearn.datasets import load_sample_image
 
 from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
+from explainmyxray.explaining.confidence import Calibration, load_calibration
+from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.files import find_images
 from explainmyxray.explaining.loading import load
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
 from explainmyxray.model.tuned_on import load_tuned_on
-from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.reports.findings import FINDINGS, SHOWN_SHARE
 from explainmyxray.sources import phantom
 
 PATIENT = "Doe^Jane"
@@ -333,3 +338,52 @@ def test_files_of_a_folder_and_none_at_all(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no image"):
         find_images([folder / "empty"])
+
+
+# --- what a share is worth ---
+
+
+def test_the_shares_come_with_what_they_were_worth_for_this_adapter_alone(folder, capsys):
+    """`finished` has evaluated the adapter that is loaded; the figures of another say nothing of it."""
+    (explanation,) = load("models/adapter", None).explain([("a.png", (folder / "a.png").read_bytes())])
+    assert explanation.calibration.startswith("measured on 6 test images (drawn phantoms) with 2 sampled")
+    scored = json.loads(Path("metrics/eval.json").read_text())["calibration"]
+    for finding, like in explanation.measured.items():
+        assert explanation.probabilities[finding] >= SHOWN_SHARE
+        assert {"findings": like.findings, "present": like.present}.items() <= scored["bins"][
+            bin_name(explanation.probabilities[finding])
+        ].items()
+    assert load_calibration("another", Path("metrics/eval.json")) is None
+    assert load_calibration(scored["adapter"], folder / "no.json") is None
+
+
+def bin_name(share: float) -> str:
+    above = 10 * (math.ceil(10 * share) - 1)
+    return f"{above}_to_{above + 10}"
+
+
+def test_what_was_measured_stands_beside_each_share_and_what_was_not_is_said(capsys):
+    explain = run_path(str(ROOT / "stages/explain.py"))
+    shown = Explanation(
+        "a.png",
+        "A mass is seen.",
+        ("Mass",),
+        {"Mass": 0.81, "Nodule": 0.25, "Edema": 0.04},
+        measured={"Mass": LikeFindings(39, 0.974)},
+        calibration="measured on 128 test images",
+        agreement=0.5,
+    )
+    text = explain["as_text"](shown)
+    assert "in sampled reports: Mass 81% (97% of 39), Nodule 25%\n" in text
+    assert "measured on 128 test images" in text and "Edema" not in text
+    text = explain["as_text"](dataclasses.replace(shown, measured=None, calibration=NOT_MEASURED))
+    assert "Mass 81%, Nodule 25%\n" in text and NOT_MEASURED in text
+    row = explain["as_csv"]([shown]).splitlines()
+    assert "measured" not in row[0] and len(row) == 2
+
+
+def test_a_bin_holds_its_upper_limit_and_nothing_is_said_of_what_is_not_shown():
+    like = LikeFindings(3, 0.5)
+    known = Calibration(10, 16, 0.1, {(0, 10): like})
+    assert known.like(0.1) is like and known.like(0.0625) is like
+    assert known.like(0.04) is None and known.like(0.11) is None

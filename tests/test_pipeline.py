@@ -2,6 +2,7 @@
 parameters a stage's outputs come from, and nothing else.
 """
 
+import ast
 import json
 import math
 import re
@@ -56,7 +57,14 @@ def stage_files(stage: str) -> set[str]:
     """Files of the repository that the stage runs on, without the plumbing."""
     files = {path.relative_to(ROOT) for path in local_files(ROOT / f"stages/{stage}.py", ROOT / "stages")}
     plumbing = {(PACKAGE / name).relative_to(ROOT) for name in NO_DEP}
-    return {str(path) for path in files - plumbing}
+    return {str(path) for path in files - plumbing if not is_docstring_alone(ROOT / path)}
+
+
+def is_docstring_alone(path: Path) -> bool:
+    """Whether a module of Python holds no code, as the `__init__` of most rooms."""
+    return path.suffix == ".py" and all(
+        isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body
+    )
 
 
 def code_deps(stage: str) -> set[str]:

@@ -14,11 +14,11 @@ from explainmyxray.explaining.attribution import Attribution, attribute
 from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.explaining.explanation import NOTICE, Explanation
 from explainmyxray.images.films import open_film
+from explainmyxray.reports.findings import SHOWN_SHARE
 
 MAX_SHOWN_SIDE = 1024  # pixels; a larger film is shrunk to be shown
 HEATMAP_COLOUR = (230, 159, 0)  # Okabe & Ito's orange: distinct from grey by any kind of sight
 MAX_OPACITY = 200  # of 255, so that the film shows through
-MIN_PROBABILITY = 0.05  # findings that fewer sampled reports name are left out
 SECTION = re.compile(r"\b(Findings|Impression): ")
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Finding:
-    """`percent` of the sampled reports name it; None where none were sampled."""
+    """`percent` of the sampled reports name it; None where none were sampled.
+
+    `worth` says how many test findings with such a share are there; blank where it was not measured.
+    """
 
     name: str
     in_report: bool
     percent: int | None
+    worth: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Result:
     report: tuple[Section, ...] = ()
     findings: tuple[Finding, ...] = ()
     sampled: bool = False  # whether findings have a percentage
+    calibration: str = ""  # on what it was measured what the percentages are worth
     overlays: tuple[Overlay, ...] = ()
     notice: str = NOTICE
 
@@ -122,6 +127,7 @@ def build_result(film: Image.Image, explanation: Explanation, attributions: dict
         report=split_sections(explanation.report),
         findings=list_findings(explanation),
         sampled=explanation.probabilities is not None,
+        calibration=explanation.calibration,
         overlays=tuple(build_overlay(finding, each) for finding, each in attributions.items()),
     )
 
@@ -143,8 +149,10 @@ def list_findings(explanation: Explanation) -> tuple[Finding, ...]:
     listed = []
     for finding, probability in probabilities.items():
         in_report = finding in explanation.findings
-        if in_report or probability >= MIN_PROBABILITY:
-            listed.append(Finding(to_words(finding), in_report, round(100 * probability)))
+        if in_report or probability >= SHOWN_SHARE:
+            like = (explanation.measured or {}).get(finding)
+            worth = f"{like.present:.0%} of {like.findings}" if like else ""
+            listed.append(Finding(to_words(finding), in_report, round(100 * probability), worth))
     listed.sort(key=lambda each: (not each.in_report, -each.percent))
     return tuple(listed)
 

@@ -1,14 +1,14 @@
 """Images in, explanations out: what `stages/explain.py` and the page have in common."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from PIL import Image
 
 from explainmyxray import settings
-from explainmyxray.explaining.confidence import shares
-from explainmyxray.explaining.explanation import Explanation
+from explainmyxray.explaining.confidence import Calibration, shares
+from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.generation import consensus, generate_batch, sample_reports
 from explainmyxray.gpu import gpu_memory_errors
@@ -48,6 +48,7 @@ class Explainer:
     generation: settings.Evaluate
     seed: int
     samples: int  # sampled reports behind each probability; 0: none, which is much faster
+    calibration: Calibration | None = None  # what such probabilities were worth on the test split
 
     @property
     def side(self) -> int:
@@ -106,15 +107,40 @@ class Explainer:
 
     def _explanation(self, film: Film, report: str, sampled: list[str]) -> Explanation:
         findings = positive_findings(report)
-        in_samples = [positive_findings(each) for each in sampled]
-        return Explanation(
+        explanation = Explanation(
             film.name,
             report,
             findings=tuple(sorted(findings)),
-            probabilities=shares(in_samples) if sampled else None,
-            agreement=in_samples.count(findings) / len(sampled) if sampled else None,
             remarks=remarks_on(report),
             warning=self.warning(film),
+        )
+        if not sampled:
+            return explanation
+        in_samples = [positive_findings(each) for each in sampled]
+        probabilities = shares(in_samples)
+        return replace(
+            explanation,
+            probabilities=probabilities,
+            measured=self._measured(probabilities),
+            calibration=self._calibrated_on(),
+            agreement=in_samples.count(findings) / len(sampled),
+        )
+
+    def _measured(self, probabilities: dict[str, float]) -> dict[str, LikeFindings] | None:
+        """For each finding what a like share was worth on the test split; None where it was not measured."""
+        if self.calibration is None:
+            return None
+        like = {finding: self.calibration.like(share) for finding, share in probabilities.items()}
+        return {finding: findings for finding, findings in like.items() if findings is not None}
+
+    def _calibrated_on(self) -> str:
+        """On what the shares were measured, in words."""
+        known = self.calibration
+        if known is None:
+            return NOT_MEASURED
+        return (
+            f"measured on {known.images} test images ({self._training_images()}) with {known.samples} sampled "
+            f"reports each: calibration error {known.error:.2f}"
         )
 
     def warning(self, film: Film) -> str:

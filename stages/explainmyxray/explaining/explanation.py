@@ -6,6 +6,17 @@ ADAPTER = "models/adapter"  # what `make repro` leaves
 NOTICE = "For research only, not a medical device: what is written here was never checked by a radiologist."
 
 
+NOT_MEASURED = "what these shares are worth was not measured for this adapter"
+
+
+@dataclass(frozen=True)
+class LikeFindings:
+    """Test findings that a like share of the sampled reports named: how many, and the share that was there."""
+
+    findings: int
+    present: float
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What the model writes about one image, or why it writes nothing (`problem`)."""
@@ -16,6 +27,8 @@ class Explanation:
     probabilities: dict[str, float] | None = (
         None  # of each finding: the share of sampled reports that assert it
     )
+    measured: dict[str, LikeFindings] | None = None  # what such a probability was worth on the test split
+    calibration: str = ""  # on what it was measured; blank where nothing was sampled
     agreement: float | None = None  # the share of sampled reports that assert exactly the report's findings
     remarks: tuple[str, ...] = ()  # what is wrong with the report as a text
     warning: str = ""  # why not to trust the report: what is wrong with the image

@@ -3,17 +3,21 @@
 from transformers.utils import logging
 
 from explainmyxray import out_of_distribution
+from explainmyxray.explaining.confidence import load_calibration
 from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.explaining.explanation import ADAPTER
 from explainmyxray.gpu import require_usable_gpu
-from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base
+from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.tuned_on import load_tuned_on
 from explainmyxray.settings import load_settings
 
 
-def load(adapter: str, samples: int) -> Explainer:
-    """The adapter on the base that it was tuned on. Raises UserError where either cannot be had."""
+def load(adapter: str, samples: int | None) -> Explainer:
+    """The adapter on the base that it was tuned on; `samples` None: as many as evaluation draws.
+
+    Raises UserError where either cannot be had.
+    """
     require_usable_gpu()
     logging.set_verbosity_error()
     settings = load_settings()
@@ -28,5 +32,6 @@ def load(adapter: str, samples: int) -> Explainer:
         load_tuned_on(folder),
         settings.evaluate,
         settings.seed,
-        samples,
+        settings.evaluate.samples if samples is None else samples,
+        load_calibration(weights_digest(folder)),
     )

@@ -1,5 +1,6 @@
 """The adapter: LoRA on a frozen base, saved as plain PEFT."""
 
+import hashlib
 import json
 import re
 import warnings
@@ -187,6 +188,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         if isinstance(value, list):
             config[name] = sorted(value)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def weights_digest(folder: str | Path) -> str:
+    """16 hexadecimal digits that name an adapter's weights, so that no figure is taken for another's."""
+    return hashlib.sha256((Path(folder) / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()[:16]
 
 
 def count_trainable(model: PeftModel) -> tuple[int, float]:
