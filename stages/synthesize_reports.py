@@ -9,6 +9,7 @@ that another image more or less changes none. Reads data/studies.csv, writes dat
 import random
 
 import pandas as pd
+from tqdm import tqdm
 
 from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import UserError, exit_on_user_error
@@ -38,7 +39,9 @@ def main() -> None:
     templates = load_templates()
     studies = read_table(STUDIES)
     rows = []
-    for image, labels, report in zip(studies["image"], studies["labels"], studies["report"]):
+    known = zip(studies["image"], studies["labels"], studies["report"])
+    # The labeler takes some milliseconds a report: of a hundred thousand, minutes.
+    for image, labels, report in tqdm(known, total=len(studies), desc="reports", mininterval=15, delay=15):
         rows.append(complete(image, labels, report, templates, settings))
     columns = ["labels", "report", "report_origin", "labels_origin"]
     studies[columns] = pd.DataFrame(rows, columns=columns, index=studies.index)

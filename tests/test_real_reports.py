@@ -16,6 +16,7 @@ import fetch
 import openi_reports
 from conftest import REAL, ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
+from explainmyxray.scoring.evaluation import COLUMNS
 from explainmyxray.scoring.malformed import PIECE
 from explainmyxray.sources.openi import findings_of_mesh, join_sections
 from explainmyxray.tables import read_table
@@ -114,7 +115,7 @@ def test_real_films_with_real_reports_through_all_five_stages(finished_run, case
         assert split["labels_against_index"]["micro_f1"] > 0.8
 
     written = {join_sections(report.findings, report.impression) for _, report in cases}
-    predictions = read_table(folder / "metrics/predictions.csv")
+    predictions = read_table(folder / "metrics/predictions.csv", COLUMNS)
     assert set(predictions["report"]) <= written and set(predictions["nearest"]) <= written
 
     figures = read_metrics(folder, "eval")

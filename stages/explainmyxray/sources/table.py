@@ -87,9 +87,9 @@ def films(data: "settings.Data", seed: int) -> tuple[list[TableFilm], dict]:
     names = _image_names(table["image"])
     known_labels = set(read_yaml("nih_sample.yaml")["labels"].values())
     found, seen = [], set()
-    for number, row in enumerate(
-        table.to_dict("records"), start=2
-    ):  # as a spreadsheet counts, below a header
+    # One row at a time: a table may have a hundred thousand. Numbered as a spreadsheet does, below a header.
+    for number, values in enumerate(table.itertuples(index=False, name=None), start=2):
+        row = dict(zip(table.columns, values, strict=True))
         report = " ".join(row["report"].split())
         labels = _checked_labels(row["labels"], known_labels, f"{data.table}, row {number}")
         reason = _row_problem(row["image"], row["image"] in seen, report, labels)
