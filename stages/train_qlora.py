@@ -136,12 +136,13 @@ def describe_reports(train: pd.DataFrame) -> str:
     real = int((train["report_origin"] == SOURCE).sum())
     if not real:
         return (
-            "It was trained on synthetic reports, written from labels by templates: it knows the labels' findings and "
-            "nothing else, and it names no side, size, severity or cause."
+            "It was trained on synthetic reports, written from labels by templates: it knows the labels' "
+            "findings and nothing else, and it names no side, size, severity or cause."
         )
     return (
-        f"It was trained on {real} real reports and {len(train) - real} synthetic ones: it writes what such reports say, "
-        "also of sides, sizes, changes and causes, of which no figure here measures whether they are right."
+        f"It was trained on {real} real reports and {len(train) - real} synthetic ones: it writes what such "
+        "reports say, also of sides, sizes, changes and causes, of which no figure here measures whether they "
+        "are right."
     )
 
 

@@ -1,4 +1,4 @@
-"""Real reports as references: what is left out of the figures and why, and what no mirrored film may belie."""
+"""Real reports as references: what is left out of the figures, and what no mirrored film may belie."""
 
 import numpy as np
 import pandas as pd

@@ -12,9 +12,9 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 def write_model_card(folder: Path, settings: Settings, facts: dict) -> None:
     """Write README.md into an adapter's `folder`.
 
-    `facts` fills what `settings` cannot know: the base's `revision`, `family` and `model_class`, the `prompt`, the figures of
-    metrics/train.json, and what was trained on (`train_images`, `train_patients`, `val_images`,
-    `source`, and `reports`, a sentence).
+    `facts` fills what `settings` cannot know: the base's `revision`, `family` and `model_class`, the
+    `prompt`, the figures of metrics/train.json, and what was trained on (`train_images`, `train_patients`,
+    `val_images`, `source`, and `reports`, a sentence).
     """
     filled = rounded(facts) | _settings_facts(settings)
     (folder / "README.md").write_text(Template(TEMPLATE.read_text()).substitute(filled))

@@ -1,11 +1,12 @@
 """How far the labeler can be trusted: its reading of real reports against the terms that they are indexed by.
 
-    python tests/benchmarks/labeler.py                                  # fetches torchxrayvision 1.5.7 for its reports (29 MB)
+    python tests/benchmarks/labeler.py      # fetches torchxrayvision 1.5.7 for its reports (29 MB)
     python tests/benchmarks/labeler.py --reports NLMCXR_reports.tgz     # the archive inside it
 
-Open-i's reports were read by people who gave each its MeSH terms. A finding that the labeler calls present or absent,
-or does not find in a report, is a statement without doubt; one that it calls uncertain is one with doubt. A row
-a finding, then examples of both kinds of disagreement; the last line is JSON. The labeler was not tuned on these texts.
+Open-i's reports were read by people who gave each its MeSH terms. A finding that the labeler calls present or
+absent, or does not find in a report, is a statement without doubt; one that it calls uncertain is one with
+doubt. A row a finding, then examples of both kinds of disagreement; the last line is JSON. The labeler was
+not tuned on these texts.
 """
 
 import argparse
@@ -59,9 +60,8 @@ def main() -> None:
     agreements = measure(reports)
     num_indexed = sum(bool(findings_of_mesh(report.mesh)) for report in reports)
     print(f"{len(reports)} reports, {num_indexed} of them indexed")
-    print(
-        f"{'':<20}{'indexed':>9}{'read':>7}{'precision':>11}{'recall':>8}{'F1':>7}{'in doubt':>10}{'of them indexed':>17}"
-    )
+    titles = f"{'indexed':>9}{'read':>7}{'precision':>11}{'recall':>8}{'F1':>7}"
+    print(f"{'':<20}{titles}{'in doubt':>10}{'of them indexed':>17}")
     for name, agreement in [*agreements.items(), ("all", pooled(agreements))]:
         counts, scores = agreement.without_doubt, agreement.scores()
         print(

@@ -1,10 +1,10 @@
 """What the data stages cost on a table of one's own films, by number of rows.
 
-    python tests/benchmarks/table.py                    # 5,000, 20,000 and 100,000 rows; 2 GB of disk in --folder
+    python tests/benchmarks/table.py    # 5,000, 20,000 and 100,000 rows; 4 GB of disk in --folder
     python tests/benchmarks/table.py --counts 5000
 
-Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. Each stage runs in a
-process of its own: seconds, and the MiB of its largest process. The last line is JSON.
+Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. Each
+stage runs in a process of its own: seconds, and the MiB of its largest process. The last line is JSON.
 """
 
 import argparse

@@ -191,7 +191,7 @@ def _age(text: str) -> str:
 def _image_names(images: pd.Series) -> dict[str, str]:
     """For each path in the table one under data/images without suffix, safe on any disk and not another's.
 
-    Paths that differ in suffix, case or unsafe characters alone are told apart by a hash of the path.
+    Paths that differ in suffix, case or unsafe characters alone are kept apart by a hash of the path.
     """
     plain = {image: UNSAFE.sub("_", SUFFIX.sub("", image)) for image in images.unique()}
     times = Counter(name.casefold() for name in plain.values())  # some disks take upper for lower case

@@ -38,7 +38,8 @@ def make_splits(reports: pd.DataFrame, split: Split, seed: int) -> tuple[dict[st
     for name, part in parts.items():
         if part.empty:
             raise UserError(
-                f"split {name} is empty: {len(selected)} images of {count_patients(selected)} patients are too few"
+                f"split {name} is empty: {len(selected)} images of {count_patients(selected)} patients "
+                "are too few"
             )
 
     unplaced = {}
