@@ -209,4 +209,6 @@ def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figure
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    exit_on_user_error(
+        main, interrupted="interrupted: the next run goes on from the last checkpoint, if there is one"
+    )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import ROOT, SMALL, write_params
+from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.training import checkpoints
@@ -264,3 +264,30 @@ def test_a_killed_run_goes_on_in_another_clone(small_data, finished, tmp_path, m
     ):
         assert (second / name).read_bytes() == (finished / name).read_bytes(), name
     assert list(drive.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_dvc_is_one_line_and_the_next_run_goes_on(workspace, capsys):
+    """In a clone, whose packed objects DVCLive opens, and with a loader's process that gets the signal too."""
+    write_params(workspace, SMALL, {"train": {"num_train_epochs": 0.5, "dataloader_num_workers": 1}})
+    command = f"{sys.executable} {ROOT / 'stages/train_qlora.py'}"
+    (workspace / "dvc.yaml").write_text(f"stages: {{train: {{cmd: {command}}}}}")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for git in (["init", "-q"], ["add", "params.yaml"], [*identity, "commit", "-qm", "a"], ["gc", "-q"]):
+        subprocess.run(["git", *git], check=True)
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], check=True)
+
+    run = subprocess.Popen([*dvc, "repro"], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list(Path("models/checkpoints").glob("*/checkpoint-2/trainer_state.json")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to DVC, the stage and its loader
+    _, errors = run.communicate()
+    lines = [line for line in errors.splitlines() if line and not line.startswith("Loading weights")]
+    line, dvc_line = lines
+    assert line == "interrupted: the next run goes on from the last checkpoint, if there is one"
+    assert dvc_line.startswith("ERROR: failed to reproduce 'train'")
+
+    run_stage("train_qlora")
+    assert "going on from models/checkpoints" in capsys.readouterr().out

@@ -99,9 +99,9 @@ def test_only_images_that_both_have_are_compared():
 def repository(tmp_path):
     """A repository with a weak model in the commit `weak`; a better one, of another rank, in the tree."""
 
-    def run(*command, folder="."):
+    def run(*command):
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, env=environment)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
     def put(table, rank):
         write_table(tmp_path / "metrics/predictions.csv", table)
@@ -138,10 +138,11 @@ def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
     assert words.count("lora.r") == 1
 
 
-def test_a_revision_that_is_not_there_is_one_line(repository):
-    missing = repository(sys.executable, str(ROOT / "stages/compare.py"), "nosuch")
-    assert missing.returncode == 1
-    assert len(missing.stderr.strip().splitlines()) == 1 and "nosuch" in missing.stderr
+def test_a_revision_that_is_not_there_is_one_line(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nosuch") as error:
+        run_stage("compare", "nosuch")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_review_of_a_worse_model_fails_and_says_why(repository):
@@ -190,10 +191,10 @@ def test_each_broken_guard_is_named():
     ]
 
 
-def test_outside_the_root_of_the_repository_is_one_line(repository):
-    elsewhere = repository(sys.executable, str(ROOT / "stages/compare.py"), "weak", folder="metrics")
-    assert elsewhere.returncode == 1
-    assert elsewhere.stderr == "error: params.yaml is missing: run from the root of the repository\n"
+def test_outside_the_root_of_the_repository_is_one_line(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "metrics")
+    with pytest.raises(UserError, match="^params.yaml is missing: run from the root of the repository$"):
+        run_stage("compare", "weak")
 
 
 def test_parameters_that_differ_are_named_with_both_values():

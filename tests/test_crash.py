@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, SMALL, run_stage, write_params
 
 KILLS = 10
+STEPS = {"max_steps": 12, "per_device_train_batch_size": 2}  # with six validations and checkpoints
 
 
 def train(folder: Path) -> None:
@@ -38,7 +39,7 @@ def test_ten_kills_at_random_moments_change_nothing(small_data, tmp_path, monkey
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data").symlink_to(small_data / "data")
-        write_params(tmp_path / name, SMALL, {"train": {"num_train_epochs": 0.6}})  # 15 steps, 7 validations
+        write_params(tmp_path / name, SMALL, {"train": STEPS})
     killed_after(0, tmp_path / "whole", context)  # starts the server
     started = time.monotonic()
     assert not killed_after(None, tmp_path / "whole", context)

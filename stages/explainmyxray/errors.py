@@ -26,10 +26,16 @@ class UserError(Exception):
     """What the person at the keyboard can put right: the message says what is wrong and what to do."""
 
 
-def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; print a `UserError` (or a full or read-only disk) as one line and exit with status 1."""
+def exit_on_user_error(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+    """Run `main`; print a `UserError` (or a full or read-only disk) as one line and exit with status 1.
+
+    Ctrl-C ends it with the line `interrupted` and by the signal, as Python itself does after its traceback.
+    """
+    by_signal = False
     try:
         main()
+    except KeyboardInterrupt:
+        by_signal = True
     except UserError as error:
         # One from a data loader's process brings its traceback along, the message last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
@@ -39,6 +45,10 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
             raise
     else:
         return
+    if by_signal:
+        # Raised anew: with the first one's traceback, all that `main` had open would stay until Python ends.
+        sys.excepthook = lambda *_: print(f"\n{interrupted}", file=sys.stderr)
+        raise KeyboardInterrupt
     sys.exit(f"error: {printable(message)}{_how_to_restore()}")
 
 
