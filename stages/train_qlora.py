@@ -141,8 +141,8 @@ def describe_reports(train: pd.DataFrame) -> str:
         )
     return (
         f"It was trained on {real} real reports and {len(train) - real} synthetic ones: it writes what such "
-        "reports say, also of sides, sizes, changes and causes, of which no figure here measures whether they "
-        "are right."
+        "reports say, also of sides, sizes, changes and causes, of which no figure here measures whether "
+        "they are right."
     )
 
 

@@ -22,7 +22,8 @@ sys.path.append(str(ROOT / "stages"))  # last: `import evaluate` means the libra
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is imported, and for the processes that tests start: all of it on the CPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# One thread a process: tests run side by side, and threads that wait for one another take the cores from them.
+# One thread a process: tests run side by side, and threads that wait for one another take the cores from
+# them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from explainmyxray import settings  # noqa: E402

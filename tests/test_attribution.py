@@ -15,7 +15,10 @@ from explainmyxray.sources.phantom import PhantomFilm
 from explainmyxray.sources.phantom_drawing import SIGNS
 from signs import areas, changes, touched
 
-REPORT = "Findings: The heart is enlarged. There is a mass. No pleural effusion is seen. Impression: Cardiomegaly and lung mass."
+REPORT = (
+    "Findings: The heart is enlarged. There is a mass. No pleural effusion is seen. "
+    "Impression: Cardiomegaly and lung mass."
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Calibration and risk against coverage: equal to scikit-learn where it has them, right where truth is known."""
+"""Calibration and risk against coverage: as scikit-learn has them, and right where truth is known."""
 
 import numpy as np
 import pandas as pd

@@ -268,7 +268,7 @@ def test_a_killed_run_goes_on_in_another_clone(small_data, finished, tmp_path, m
 
 @pytest.mark.slow
 def test_ctrl_c_under_dvc_is_one_line_and_the_next_run_goes_on(workspace, capsys):
-    """In a clone, whose packed objects DVCLive opens, and with a loader's process that gets the signal too."""
+    """In a clone, whose packed objects DVCLive opens; a loader's process gets the signal, too."""
     write_params(workspace, SMALL, {"train": {"num_train_epochs": 0.5, "dataloader_num_workers": 1}})
     command = f"{sys.executable} {ROOT / 'stages/train_qlora.py'}"
     (workspace / "dvc.yaml").write_text(f"stages: {{train: {{cmd: {command}}}}}")

@@ -14,7 +14,8 @@ from explainmyxray.registry import GROUPS, SOURCES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(
-    r"\b(?:stages|tests|docs|notebooks|models/tiny-paligemma|metrics)/[\w./-]*\w\.(?:py|md|yaml|ipynb|sh|png)\b"
+    r"\b(?:stages|tests|docs|notebooks|models/tiny-paligemma|metrics)/"
+    r"[\w./-]*\w\.(?:py|md|yaml|ipynb|sh|png)\b"
 )
 MADE_BY_A_RUN = {"metrics/runtime.json", "models/adapter"}
 EXAMPLES = {"stages/explainmyxray/sources/my_hospital.py"}  # what a page shows how to write

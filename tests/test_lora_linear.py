@@ -86,7 +86,8 @@ def test_each_position_is_dropped_with_the_probability_and_without_regard_to_the
         assert torch.equal(dropped, dropped.unique())
         mask[dropped] = 1
     deviation = (probability * (1 - probability)) ** 0.5
-    # Of a position, of neighbours together, and of a draw's count: within five standard errors of what they should be.
+    # Of a position, of neighbours together, and of a draw's count: within five standard errors of what
+    # they should be.
     assert (masks.mean(0) - probability).abs().max() < 5 * deviation / draws**0.5
     centred = (masks - probability) / deviation
     of_neighbours = (centred[:, 1:] * centred[:, :-1]).mean()

@@ -1,4 +1,4 @@
-"""Decoding from a prompt that is computed once: the texts of `generate`, in every family, whatever the batch."""
+"""Decoding from a prompt that is computed once: the texts of `generate`, in any family and batch."""
 
 import pytest
 import torch

@@ -93,7 +93,8 @@ def sample_reports(
 ) -> list[list[str]]:
     """`samples` reports an image, drawn at temperature 1; image and prompt are computed once for all of them.
 
-    Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in any batch.
+    Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in any
+    batch.
     """
     sampled = []
     chunk = max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)

@@ -39,7 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures = {"reading": measure_reading(Path(folder)), "fetching": []}
         print(
-            f"{'films':>8}{'fetch s':>9}{'films/s':>9}{'peak MiB':>10}{'dvc add s':>11}{'dvc status s':>14}{'MB':>7}",
+            f"{'films':>8}{'fetch s':>9}{'films/s':>9}{'peak MiB':>10}"
+            f"{'dvc add s':>11}{'dvc status s':>14}{'MB':>7}",
             flush=True,
         )
         for count in options.counts:

@@ -280,7 +280,10 @@ def measure_finiteness(bench: Bench, deadline: float) -> Iterator[Row]:
     losses = [entry["loss"] for entry in steps.log if "loss" in entry]
     norms = [entry["grad_norm"] for entry in steps.log if "grad_norm" in entry]
     bad_norms = [step for step, norm in enumerate(norms, start=1) if not is_finite(norm)]
-    note = f"of {bench.effort.finite_steps} asked for, one image each, {computed_precision(bench)}; last loss {losses[-1]:.4f}"
+    note = (
+        f"of {bench.effort.finite_steps} asked for, one image each, {computed_precision(bench)}; "
+        f"last loss {losses[-1]:.4f}"
+    )
     yield Row("finite", "steps", len(losses), note=note)
     yield Row("finite", "losses that are not finite", sum(not is_finite(loss) for loss in losses))
     note = f"steps {', '.join(map(str, bad_norms))}: skipped, and the loss scale halved" if bad_norms else ""

@@ -1,4 +1,4 @@
-"""The arguments that `stages/explain.py` and `stages/app.py` have in common; nothing heavy is imported here."""
+"""The arguments of both `stages/explain.py` and `stages/app.py`; nothing heavy is imported here."""
 
 import argparse
 

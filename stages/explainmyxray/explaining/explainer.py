@@ -139,8 +139,8 @@ class Explainer:
         if known is None:
             return NOT_MEASURED
         return (
-            f"measured on {known.images} test images ({self._training_images()}) with {known.samples} sampled "
-            f"reports each: calibration error {known.error:.2f}"
+            f"measured on {known.images} test images ({self._training_images()}) with {known.samples} "
+            f"sampled reports each: calibration error {known.error:.2f}"
         )
 
     def warning(self, film: Film) -> str:

@@ -11,7 +11,7 @@ NOT_MEASURED = "what these shares are worth was not measured for this adapter"
 
 @dataclass(frozen=True)
 class LikeFindings:
-    """Test findings that a like share of the sampled reports named: how many, and the share that was there."""
+    """Test findings that a like share of the sampled reports named: how many, and what share was there."""
 
     findings: int
     present: float

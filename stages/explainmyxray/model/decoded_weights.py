@@ -1,7 +1,7 @@
 """4-bit weights decoded once, instead of at each product: the same numbers, for more memory.
 
-On a CPU bitsandbytes decodes a layer's whole weight for a product, forward and backward, and forgets it. A layer
-that holds its decoded weight computes the very same products.
+On a CPU bitsandbytes decodes a layer's whole weight for a product, forward and backward, and forgets it. A
+layer that holds its decoded weight computes the very same products.
 """
 
 import torch
@@ -17,7 +17,7 @@ class DecodedLinear4bit(Linear4bit):
     decoded: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Types as in Linear4bit.forward: products are of the decoded weight's type, the output of the input's.
+        # Types as in Linear4bit.forward: products in the decoded weight's type, the output in the input's.
         bias = None if self.bias is None else self.bias.to(self.decoded.dtype)
         return F.linear(x.to(self.decoded.dtype), self.decoded, bias).to(x.dtype)
 
@@ -44,7 +44,7 @@ def four_bit_layers(part: nn.Module) -> list[Linear4bit]:
 
 
 def frozen_weight(layer: nn.Linear) -> torch.Tensor:
-    """(out, in) the weight of a frozen linear layer as its products take it, decoded now if it is in 4 bits."""
+    """(out, in) the weight of a frozen linear layer as its products take it, decoded now if in 4 bits."""
     if isinstance(layer, DecodedLinear4bit):
         return layer.decoded
     if not isinstance(layer, Linear4bit):

@@ -1,8 +1,8 @@
 """A linear layer with LoRA in fewer operations, where a CPU computes in float32; elsewhere PEFT's own.
 
-PEFT clones the layer's output, draws a random number for each input, and holds the masked input for the backward.
-Here the same is computed as one function, whose backward is written out: the dropped positions alone are drawn and
-held, and products are added in place.
+PEFT clones the layer's output, draws a random number for each input, and holds the masked input for the
+backward. Here the same is computed as one function, whose backward is written out: the dropped positions
+alone are drawn and held, and products are added in place.
 """
 
 import math
@@ -81,8 +81,8 @@ class LoraLinear(torch.autograd.Function):
 def draw_dropped(rows: torch.Tensor, probability: float) -> torch.Tensor | None:
     """Positions in the flattened `rows`, each dropped with `probability` independently of the others.
 
-    Drawn by the gaps between them, which are distributed geometrically (Devroye 1986, chapter X.2): a random number
-    a dropped position, where a mask takes one for every position.
+    Drawn by the gaps between them, which are distributed geometrically (Devroye 1986, chapter X.2): a
+    random number a dropped position, where a mask takes one for every position.
     """
     if probability == 0:
         return None

@@ -1,7 +1,7 @@
 """Decoding where image and prompt are computed once a row, however many texts are drawn from it.
 
-For `model.generate(custom_generate=...)`: transformers prepares inputs, cache and logits processors as for its own
-decoding, which would compute image and prompt anew for each text and carry finished rows to the end.
+For `model.generate(custom_generate=...)`: transformers prepares inputs, cache and logits processors as for
+its own decoding, which would compute image and prompt anew for each text and carry finished rows to the end.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-# What a decoding step takes a row of, beside the cache. Rows are the last dimension but one: Qwen's positions have
-# three dimensions.
+# What a decoding step takes a row of, beside the cache. Rows are the last dimension but one: Qwen's positions
+# have three dimensions.
 ROW_INPUTS = ("attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
 MIN_FINISHED = 0.25  # share of finished rows from which they are taken out: to copy the cache costs time, too
 
@@ -89,7 +89,7 @@ class SharedPromptDecoding:
 
 
 def choose(scores: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
-    """(n,) the likeliest token of each row of `scores` (n, vocabulary), or the one that its random number says."""
+    """(n,) the likeliest token of each row of `scores` (n, vocabulary), or the one its random number says."""
     if uniform is None:
         return scores.argmax(-1)
     cumulated = scores.softmax(-1).cumsum(-1, dtype=torch.float64)

@@ -84,7 +84,7 @@ def _chunks(
 
 
 def _cross_entropy(hidden_states: torch.Tensor, targets: torch.Tensor, base) -> torch.Tensor:
-    """(m,) cross-entropy in float32, from the logits that the base computes, with their soft cap if it has one."""
+    """(m,) cross-entropy in float32, from the logits that the base computes, with its soft cap if any."""
     head = base.get_output_embeddings()
     logits = head(hidden_states.to(head.weight.dtype)).float()
     soft_cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)

@@ -227,8 +227,8 @@ def frozen_bytes(model, quantization: Quantization) -> int:
 def measure_layer(layer: nn.Module, inputs: LayerInputs, in_tower: bool, dtype: torch.dtype) -> LayerMemory:
     """Run `layer` on inputs without content; add up what autograd saves, each storage once, no parameter."""
     layer = layer.to(dtype)  # as autocast has the adapters
-    # A layer of the vision tower takes part in the backward only where it holds an adapter, for nothing before
-    # it is trained.
+    # A layer of the vision tower takes part in the backward only where it holds an adapter, for nothing
+    # before it is trained.
     in_backward = not in_tower or any(weight.requires_grad for weight in layer.parameters())
     hidden_states = torch.empty(inputs.shape, dtype=dtype, device="meta").requires_grad_(in_backward)
     mask = inputs.kwargs.get("attention_mask")

@@ -1,4 +1,4 @@
-"""Families of bases: what differs between one kind of base and another is said in this room, and nowhere else.
+"""Families of bases: what differs between one kind of base and another is said in this room alone.
 
 A family is chosen by a base's configuration, never by its name. To add one: a module with a `Family` and a
 `ReportProcessor`, and its name in `FAMILIES`.
@@ -20,8 +20,8 @@ def choose_family(config: PreTrainedConfig, model_id: str = "this base") -> Fami
         if family.fits(config):
             return family(config)
     raise UserError(
-        f"model.id: {model_id} is a {config.model_type} model: take PaliGemma, or a chat model that sees images "
-        "(MedGemma, Gemma 3, Qwen3-VL)"
+        f"model.id: {model_id} is a {config.model_type} model: take PaliGemma, or a chat model that sees "
+        "images (MedGemma, Gemma 3, Qwen3-VL)"
     )
 
 

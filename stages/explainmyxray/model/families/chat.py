@@ -53,14 +53,14 @@ class ChatReportProcessor(ReportProcessor):
             return self.tokenizer.eos_token_id
         if tokens[0] not in self.tokenizer.added_tokens_decoder:
             raise UserError(
-                f"model.id: the chat template of this base ends an answer by {after[:40]!r}, which is no token "
-                "of its own: a report would have no end"
+                f"model.id: the chat template of this base ends an answer by {after[:40]!r}, which is no "
+                "token of its own: a report would have no end"
             )
         return tokens[0]
 
     @cached_property
     def prompt_length(self) -> int:
-        """Counted on a blank image, for a processor that takes any size has as many tokens as its size asks."""
+        """Counted on a blank image: a processor that takes any size has as many tokens as its size asks."""
         blank = Image.new("L", (self.image_size, self.image_size))
         return self.prompt_batch([blank])["input_ids"].shape[1]
 
@@ -85,8 +85,9 @@ class ChatReportProcessor(ReportProcessor):
         targets = [torch.tensor([*row, self.end_token_id]) for row in tokens]
         in_report = pad_sequence([torch.ones_like(row) for row in targets], batch_first=True)
 
-        # What a report's tokens are, for each input that has an entry a token: the types of tokens (0 is text,
-        # 1 an image's) and the attention mask. Prompts are of one length, so that reports begin together.
+        # What a report's tokens are, for each input that has an entry a token: the types of tokens (0 is
+        # text, 1 an image's) and the attention mask. Prompts are of one length, so that reports begin
+        # together.
         pad_token_id = self.tokenizer.pad_token_id
         if pad_token_id is None:
             pad_token_id = self.end_token_id
@@ -147,7 +148,7 @@ class Chat(Family):
 
     @property
     def needs_float32_stream(self) -> bool:
-        """These models were trained in bfloat16, where nothing kept the stream below fp16's largest number."""
+        """They were trained in bfloat16, where nothing kept the stream below fp16's largest number."""
         return True
 
     def vision_tower(self, base) -> nn.Module:

@@ -18,7 +18,7 @@ IGNORE_INDEX = -100  # the label of a position without loss, as in transformers
 
 
 def repeat_rows(batch: Batch, count: int) -> Batch:
-    """Each row of a batch `count` times in a row; a row may have several entries in an input, as patches are."""
+    """Each row of a batch `count` times; a row may have several entries in an input, as patches are."""
     num_rows = len(batch["input_ids"])
     repeated = {}
     for name, value in batch.items():
@@ -74,7 +74,7 @@ class ReportProcessor(ABC):
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What a layer is called with, on the meta device: `shape` of its hidden states, and what goes beside them."""
+    """What a layer is called with, on the meta device: `shape` of its hidden states, and what goes beside."""
 
     shape: tuple[int, ...]
     kwargs: dict = field(default_factory=dict)

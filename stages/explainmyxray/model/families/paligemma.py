@@ -1,7 +1,7 @@
 """PaliGemma 1 and 2, pretrained and mix, at 224, 448 and 896 pixels.
 
-The processor marks the report itself: it is the `suffix`, and image and prompt, which attend both ways, are the
-prefix.
+The processor marks the report itself: it is the `suffix`, and image and prompt, which attend both ways, are
+the prefix.
 """
 
 from functools import cached_property
@@ -73,7 +73,7 @@ class PaliGemma(Family):
 
     @property
     def needs_float32_stream(self) -> bool:
-        """Gemma 2's, which was trained in bfloat16; PaliGemma 1 is trained in fp16 by its makers' own notebook."""
+        """Gemma 2's, trained in bfloat16; PaliGemma 1 is trained in fp16 by its makers' own notebook."""
         return self.config.text_config.model_type == "gemma2"
 
     @property
