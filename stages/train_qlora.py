@@ -85,10 +85,9 @@ def train_adapter() -> None:
     started = time.monotonic()
     processor = load_processor(base, settings.data.image_size)
     training, validation = make_datasets(processor, rows, IMAGES, settings)
+    longest_report = min(max(training.report_lengths), training.max_report_length)
     num_stored = plan_checkpointing(
-        settings.model_copy(update={"model": base}),
-        training.prompt_length,
-        min(max(training.report_lengths), training.max_report_length),
+        settings.model_copy(update={"model": base}), training.prompt_length, longest_report
     )
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
     enable_gradient_checkpointing(model, num_stored)
@@ -97,9 +96,7 @@ def train_adapter() -> None:
 
     images = [IMAGES / name for table in rows.values() for name in table["image"]]
     checkpoints /= run_fingerprint(settings, tables, images, base.revision)
-    report_validation = make_report_validation(
-        processor, rows, settings.train, max_new_tokens=training.max_report_length
-    )
+    report_validation = make_report_validation(processor, rows, settings.train, max_new_tokens=longest_report)
     figures = train(
         model,
         processor,

@@ -38,6 +38,7 @@ SMALL = {  # a run of seconds: everything else is as committed
         "eval_steps": 2,
         "save_steps": 2,
         "dataloader_num_workers": 0,
+        "findings_f1_images": 4,
         "learning_rate": 1.0e-3,
     },
     "evaluate": {
