@@ -66,7 +66,7 @@ def write_films(folder: Path, processor, settings: Settings, count: int) -> pd.D
         names.append(f"{number}.png")
         image.save(folder / "films" / names[-1])
         image.resize((size, size), Image.Resampling.BICUBIC).save(folder / "prepared" / names[-1])
-    sentences = 4 if processor.image_seq_length < 256 else 40
+    sentences = 4 if processor.prompt_length < 256 else 40
     reports, _ = truncate_reports([SENTENCE * sentences] * count, processor, settings.model.max_length)
     return pd.DataFrame({"image": names, "report": reports})
 
