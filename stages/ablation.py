@@ -21,7 +21,7 @@ sys.path.append(sys.path.pop(0))
 import pandas as pd
 from ruamel.yaml import YAML
 
-from explainmyxray.comparing.comparison import compare, score
+from explainmyxray.comparing.comparison import compare, compared_figures
 from explainmyxray.comparing.revisions import load_predictions
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.pictures.ablation_plot import plot_ablation
@@ -94,7 +94,7 @@ def summarize(plan: dict, samples: int) -> pd.DataFrame:
     for variant, of_seeds in runs.items():
         compared = compare(pd.concat(reference), pd.concat(of_seeds), samples, load_settings().seed)
         compared = compared.set_index("figure")
-        figures_of_seeds = [score(predictions) for predictions in of_seeds]
+        figures_of_seeds = [compared_figures(predictions) for predictions in of_seeds]
         for figure, name in FIGURES.items():
             values = [figures[figure] for figures in figures_of_seeds]
             row = compared.loc[figure]

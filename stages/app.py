@@ -16,7 +16,7 @@ from explainmyxray.app.result import handle_upload
 from explainmyxray.app.server import launch
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.explaining.arguments import add_model_arguments
-from explainmyxray.explaining.loading import load
+from explainmyxray.explaining.loading import load_explainer
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args()
-    explainer = load(options.adapter, options.samples)
+    explainer = load_explainer(options.adapter, options.samples)
     try:
         served = launch(lambda data: handle_upload(explainer, data), options.host, options.port)
     except (OSError, OverflowError) as error:  # OverflowError: a port over 65535

@@ -240,6 +240,12 @@ def summary(metrics: dict) -> str:
         lines.append(
             f"which speak templates, have no figures of their text. F1 compares {references['f1_compares']}"
         )
+    labeler = metrics["labeler"]
+    lines.append(
+        f"findings are what the labeler reads, whose own F1 is {labeler['doubt_as_absent']['f1']:.3f} on "
+        f"{labeler['reports']} real reports,"
+    )
+    lines.append(f"{labeler['without_doubt']['f1']:.3f} where they have no doubt: docs/labeler.md")
     lines += [decodings_line(split, metrics["decodings"][split]) for split in ("test", "val")]
     calibration = metrics["calibration"]
     lines.append(

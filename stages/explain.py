@@ -35,10 +35,10 @@ def main() -> None:
     options = parse_arguments()
     paths = find_images(options.images)
     # torch and transformers take seconds to import: only where there is something to explain.
-    from explainmyxray.explaining.loading import load
+    from explainmyxray.explaining.loading import load_explainer
 
     with redirect_stdout(sys.stderr):  # what loading says is no part of a table
-        explainer = load(options.adapter, options.samples)
+        explainer = load_explainer(options.adapter, options.samples)
     results = explainer.explain((str(path), read(path)) for path in paths)
     explanations = []
     for each in tqdm(results, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):

@@ -173,11 +173,11 @@ def make_report_validation(
     def f1(predicted: list[Findings]) -> float:
         return float(micro_f1(outcome_counts(true, predicted).sum(axis=0)))
 
-    def score(reports: list[str]) -> float:
+    def reports_f1(reports: list[str]) -> float:
         return f1([positive_findings(report) for report in reports])
 
     majority_f1 = f1([split_labels(commonest)] * count)
-    return ReportValidation(tuple(some["image"]), write, score, majority_f1)
+    return ReportValidation(tuple(some["image"]), write, reports_f1, majority_f1)
 
 
 def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figures: dict) -> None:

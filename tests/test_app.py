@@ -35,7 +35,7 @@ from explainmyxray.app.server import launch, render_result
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.attribution import Attribution
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
-from explainmyxray.explaining.loading import load
+from explainmyxray.explaining.loading import load_explainer
 from explainmyxray.sources import phantom
 from test_explain import PATIENT, dicom, png
 
@@ -91,7 +91,7 @@ class Gate:
 def explainer(finished):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(finished)
-        return load("models/adapter", 4)
+        return load_explainer("models/adapter", 4)
 
 
 @pytest.fixture(scope="module")

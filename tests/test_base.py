@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import paligemma_3b
 from conftest import ROOT
 from explainmyxray.model.adapter import add_lora, count_trainable
 from explainmyxray.settings import load_settings
+from local_server import serving
 
 ANSWERS = {  # what the hub answers for each id: status, its own error code
     "google/paligemma-3b-pt-224": (403, "GatedRepo"),
@@ -41,10 +41,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    with serving(Hub) as address:
+        yield address
 
 
 PROGRAM = """

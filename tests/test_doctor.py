@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import paligemma_3b
 from conftest import ROOT, run_stage, write_params
 from explainmyxray import gpu
 from explainmyxray.errors import UserError
+from local_server import serving
 
 GIB = 2**30
 COMMIT = "c" * 40
@@ -68,10 +68,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    with serving(Hub) as address:
+        yield address
 
 
 @pytest.fixture

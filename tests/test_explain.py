@@ -24,7 +24,7 @@ from explainmyxray.errors import UserError
 from explainmyxray.explaining.confidence import Calibration, load_calibration
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.files import find_images
-from explainmyxray.explaining.loading import load
+from explainmyxray.explaining.loading import load_explainer
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
@@ -265,7 +265,7 @@ def test_an_adapter_is_never_asked_with_another_prompt(finished, tmp_path, monke
     write_params(tmp_path, SMALL, {"model": {"prompt": "caption en"}})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="tuned with the prompt 'describe en', and is asked 'caption en'"):
-        load("models/adapter", samples=0)
+        load_explainer("models/adapter", samples=0)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"prompt": "describe en"}', '{"prompt": "a", "sources": 3}'])
@@ -345,7 +345,9 @@ def test_files_of_a_folder_and_none_at_all(folder):
 
 def test_the_shares_come_with_what_they_were_worth_for_this_adapter_alone(folder, capsys):
     """`finished` has evaluated the adapter that is loaded; the figures of another say nothing of it."""
-    (explanation,) = load("models/adapter", None).explain([("a.png", (folder / "a.png").read_bytes())])
+    (explanation,) = load_explainer("models/adapter", None).explain(
+        [("a.png", (folder / "a.png").read_bytes())]
+    )
     assert explanation.calibration.startswith("measured on 6 test images (drawn phantoms) with 2 sampled")
     scored = json.loads(Path("metrics/eval.json").read_text())["calibration"]
     for finding, like in explanation.measured.items():

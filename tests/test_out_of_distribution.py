@@ -74,8 +74,8 @@ def test_it_is_kept_beside_the_adapter(tmp_path):
     images = phantoms(1, 20)
     known = out_of_distribution.fit(images, images)
     known.save(tmp_path)
-    again = out_of_distribution.load(tmp_path)
+    again = out_of_distribution.load_distribution(tmp_path)
     assert again.limit == known.limit and again.reconstruction_error(images[3]) == known.reconstruction_error(
         images[3]
     )
-    assert out_of_distribution.load(tmp_path / "elsewhere") is None
+    assert out_of_distribution.load_distribution(tmp_path / "elsewhere") is None

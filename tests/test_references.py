@@ -10,10 +10,11 @@ from explainmyxray.errors import UserError
 from explainmyxray.pictures.gallery import draw_gallery
 from explainmyxray.pictures.plots import plot_systems
 from explainmyxray.pictures.style import note
+from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.templates import load_templates
 from explainmyxray.scoring import evaluation
 from explainmyxray.settings import load_settings
-from explainmyxray.tables import ORIGINS
+from explainmyxray.tables import ORIGINS, rounded
 from explainmyxray.training.sides import SIDE, refuse_mirrored_sides
 
 AUGMENT = load_settings(ROOT / "params.yaml").augment
@@ -86,6 +87,13 @@ def test_the_gallery_says_what_its_references_are(monkeypatch, tmp_path):
     table = predictions(num_real=2, of=3)
     draw_gallery(table, [frozenset()] * 3, np.arange(3), tmp_path, tmp_path / "gallery.png", 3)
     assert said == [(2, 3)]
+
+
+def test_the_labeler_s_own_validity_stands_beside_every_f1():
+    labeler = score(predictions(num_real=0)).metrics["labeler"]
+    for rule in ("without_doubt", "doubt_as_absent"):
+        assert list(labeler[rule]["per_finding"]) == list(FINDINGS) and 0.8 < labeler[rule]["f1"] < 1
+    assert rounded(labeler) == labeler
 
 
 def test_reports_that_name_a_side_and_a_flip_exclude_each_other():

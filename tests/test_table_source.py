@@ -164,10 +164,16 @@ def test_patients_left_blank_are_counted_and_names_become_a_hash(films):
         ("image,report\n1.png,x\n", "lacks the column patient; it has 'image', 'report'"),
         ("image,patient\n1.png,p\n", "lacks the column report or labels"),
         ("image;patient;report\n1.png;p;x\n", "it has 'image;patient;report'"),
+        ("image,patient,report\n1.png,p,No effusion, no mass.\n", "rows have more cells than the header"),
+        ("image,patient,report\n1.png,p,Clear.\n2.png,p,a,b\n", "Expected 3 fields in line 3, saw 4; a cell"),
         ("image,patient,report\n", "has no rows"),
         ("", "is no CSV in UTF-8"),
         ("image,patient,report\n1.png,p,\xff\n", "is no CSV in UTF-8"),
         ("image,patient,labels\n1.png,p,Pleural Thickening\n", "row 2: the label 'Pleural Thickening' is"),
+        (
+            'image,patient,labels\n1.png,p,"Effusion, Mass"\n',
+            "did you mean Effusion? Several are joined by |",
+        ),
         ("image,patient,labels\n1.png,p,Mass|No Finding\n", "No Finding stands beside other labels"),
     ],
 )

@@ -31,7 +31,7 @@ def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
     assert "$" not in card
     assert "Not a medical device" in card
     assert "describe en" in card
-    assert out_of_distribution.load(finished / "models/adapter").limit > 0
+    assert out_of_distribution.load_distribution(finished / "models/adapter").limit > 0
 
 
 def test_checkpoints_of_a_finished_run_are_removed(finished):
@@ -68,12 +68,13 @@ def test_metrics_and_curves_are_there(finished):
     assert set(json.loads((finished / "metrics/runtime.json").read_text())) == {"train_qlora", "evaluate"}
 
 
-def test_scoring_again_needs_no_model_and_changes_nothing(finished, monkeypatch):
+def test_scoring_again_needs_no_model_and_changes_nothing(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     monkeypatch.setattr("explainmyxray.model.base.load_base", None)
     before = Path("metrics/eval.json").read_bytes()
     run_stage("evaluate", "--score")
     assert Path("metrics/eval.json").read_bytes() == before
+    assert "docs/labeler.md" in capsys.readouterr().out  # how far the labeler behind each F1 can be trusted
 
 
 def test_blind_reports_are_the_model_s_own_for_other_patients(finished):

@@ -46,7 +46,7 @@ class ImageDistribution:
         save_file(tensors, folder / FILE)
 
 
-def load(folder: str | Path) -> ImageDistribution | None:
+def load_distribution(folder: str | Path) -> ImageDistribution | None:
     """What was saved beside an adapter; None for an adapter from elsewhere."""
     if not (Path(folder) / FILE).is_file():
         return None

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
@@ -95,41 +96,59 @@ def measure_fetching(folder: Path, count: int) -> dict[str, float]:
     """
     folder.mkdir()
     write_params(folder, {"data": {"phantom": {"count": count}}})
-    fetch_seconds, peak_mib = run(folder, sys.executable, ROOT / "stages/fetch.py")
+    fetched = run(folder, sys.executable, ROOT / "stages/fetch.py")
     run(folder, "git", "init", "-q")
     run(folder, sys.executable, "-m", "dvc", "init", "-q")
-    add_seconds, _ = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")
-    status_seconds, _ = run(folder, sys.executable, "-m", "dvc", "status", "-q")
+    added = run(folder, sys.executable, "-m", "dvc", "add", "-q", "data/images")
+    looked = run(folder, sys.executable, "-m", "dvc", "status", "-q")
     return {
         "films": count,
-        "fetch_s": fetch_seconds,
-        "films_per_s": count / fetch_seconds,
-        "peak_mib": peak_mib,
-        "dvc_add_s": add_seconds,
-        "dvc_status_s": status_seconds,
+        "fetch_s": fetched.seconds,
+        "films_per_s": count / fetched.seconds,
+        "peak_mib": fetched.peak_mib,
+        "dvc_add_s": added.seconds,
+        "dvc_status_s": looked.seconds,
         "mb": sum(path.stat().st_size for path in (folder / "data/images").rglob("*.png")) / 1e6,
     }
 
 
-# Runs a command, and prints the MiB of the largest of its processes.
-MEASURED = """import resource, subprocess, sys
+@dataclass(frozen=True)
+class Cost:
+    """What a command took."""
+
+    seconds: float
+    cpu_seconds: float  # of all its processes together: hardly more on a busy machine
+    peak_mib: float  # of its largest process
+
+
+# Runs a command; prints its seconds, the processor's, and the MiB of the largest of its processes. A subreaper
+# (prctl 36): of a process whose parent has ended, as the one that decodes, only who waits for it gets to know.
+MEASURED = """import ctypes, os, resource, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+started = time.perf_counter()
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+seconds = time.perf_counter() - started
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 sys.exit(status)"""
 
 
-def run(folder: Path, *command) -> tuple[float, float]:
-    """Seconds that a command takes, and the MiB of its largest process.
+def run(folder: Path, *command) -> Cost:
+    """Run a command in `folder`.
 
     Started from a small process: Linux counts what the parent held when it forked as the child's.
     """
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *map(str, command)], cwd=folder, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed in {folder}")
-    return time.perf_counter() - started, float(done.stdout)
+    return Cost(*map(float, done.stdout.split()))
 
 
 if __name__ == "__main__":

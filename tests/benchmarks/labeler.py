@@ -5,8 +5,9 @@
 
 Open-i's reports were read by people who gave each its MeSH terms. A finding that the labeler calls present or
 absent, or does not find in a report, is a statement without doubt; one that it calls uncertain is one with
-doubt. A row a finding, then examples of both kinds of disagreement; the last line is JSON. The labeler was
-not tuned on these texts.
+doubt. A row a finding: precision, recall and F1 of the statements without doubt, and F1 over all of them
+where doubt counts as absent, as in every F1 of this project, and as present. Then examples of both kinds of
+disagreement; the last line is JSON. The labeler was not tuned on these texts.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from explainmyxray.tables import split_labels
 
 MAX_SHOWN = 400  # characters of an example
 BOTH, LABELER_ALONE, INDEX_ALONE = "both", "labeler_alone", "index_alone"
+LEFT_OUT, ABSENT, PRESENT = "left out", "absent", "present"  # what an uncertain finding counts as
 
 
 @dataclass
@@ -37,11 +39,16 @@ class Agreement:
     uncertain_indexed: int = 0  # of these, indexed by it
     examples: dict[str, list[str]] = field(default_factory=lambda: {LABELER_ALONE: [], INDEX_ALONE: []})
 
-    def scores(self) -> dict[str, float]:
-        """Precision, recall and F1 of what is said without doubt; 0 where there is nothing."""
+    def scores(self, doubt: str = LEFT_OUT) -> dict[str, float]:
+        """Precision, recall and F1; 0 where there is nothing. `doubt`: what an uncertain finding counts as."""
         both = self.without_doubt[BOTH]
         labeler = both + self.without_doubt[LABELER_ALONE]
         index = both + self.without_doubt[INDEX_ALONE]
+        if doubt != LEFT_OUT:
+            index += self.uncertain_indexed
+        if doubt == PRESENT:
+            both += self.uncertain_indexed
+            labeler += self.uncertain
         return {
             "precision": both / labeler if labeler else 0.0,
             "recall": both / index if index else 0.0,
@@ -57,35 +64,41 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1, help="of each kind of disagreement a finding")
     options = parser.parse_args()
     reports = openi_reports.load(options.reports or openi_reports.download())
-    agreements = measure(reports)
-    num_indexed = sum(bool(findings_of_mesh(report.mesh)) for report in reports)
-    print(f"{len(reports)} reports, {num_indexed} of them indexed")
+    indexed = select_indexed(reports)
+    agreements = measure(indexed)
+    print(f"{len(reports)} reports, {len(indexed)} of them with a text and an index")
     titles = f"{'indexed':>9}{'read':>7}{'precision':>11}{'recall':>8}{'F1':>7}"
-    print(f"{'':<20}{titles}{'in doubt':>10}{'of them indexed':>17}")
+    titles += f"{'in doubt':>10}{'of them indexed':>17}{'F1: absent':>12}{'present':>9}"
+    print(f"{'':<20}{titles}")
     for name, agreement in [*agreements.items(), ("all", pooled(agreements))]:
         counts, scores = agreement.without_doubt, agreement.scores()
         print(
             f"{name:<20}{counts[BOTH] + counts[INDEX_ALONE]:>9}{counts[BOTH] + counts[LABELER_ALONE]:>7}"
             f"{scores['precision']:>11.3f}{scores['recall']:>8.3f}{scores['f1']:>7.3f}"
             f"{agreement.uncertain:>10}{agreement.uncertain_indexed:>17}"
+            f"{agreement.scores(ABSENT)['f1']:>12.3f}{agreement.scores(PRESENT)['f1']:>9.3f}"
         )
     for kind, says in ((LABELER_ALONE, "read, not indexed"), (INDEX_ALONE, "indexed, not read")):
         print(f"\n{says}:")
         for name, agreement in agreements.items():
             for text in agreement.examples[kind][: options.examples]:
                 print(f"  {name}: {text if len(text) < MAX_SHOWN else text[:MAX_SHOWN] + '…'}")
-    print(json.dumps({name: agreement.scores() for name, agreement in agreements.items()}))
+    print(json.dumps({"reports": len(indexed), **figures(agreements)}))
+
+
+def select_indexed(reports: list[openi_reports.OpeniReport]) -> list[openi_reports.OpeniReport]:
+    """The reports that have a text and an index."""
+    return [
+        report for report in reports if report.findings + report.impression and findings_of_mesh(report.mesh)
+    ]
 
 
 def measure(reports: list[openi_reports.OpeniReport]) -> dict[str, Agreement]:
-    """The agreement of each finding over the reports that have a text and an index."""
+    """The agreement of each finding over `reports`, each of which has a text and an index."""
     agreements = {name: Agreement() for name in FINDINGS}
     for report in reports:
         text = join_sections(report.findings, report.impression)
-        labels = findings_of_mesh(report.mesh)
-        if not text or not labels:
-            continue
-        read, indexed = label_report(text), split_labels(labels)
+        read, indexed = label_report(text), split_labels(findings_of_mesh(report.mesh))
         for name, agreement in agreements.items():
             status = read.get(name, "absent")
             if status == "uncertain":
@@ -110,6 +123,16 @@ def pooled(agreements: dict[str, Agreement]) -> Agreement:
         total.uncertain += agreement.uncertain
         total.uncertain_indexed += agreement.uncertain_indexed
     return total
+
+
+def figures(agreements: dict[str, Agreement]) -> dict[str, dict]:
+    """Without doubt, and as F1 counts it: precision, recall and F1 over all, and F1 of each finding."""
+    result = {}
+    for name, doubt in (("without_doubt", LEFT_OUT), ("doubt_as_absent", ABSENT)):
+        of_all = pooled(agreements).scores(doubt)
+        of_each = {finding: agreement.scores(doubt)["f1"] for finding, agreement in agreements.items()}
+        result[name] = {**of_all, "per_finding": of_each}
+    return result
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python tests/benchmarks/table.py    # 5,000, 20,000 and 100,000 rows; 4 GB of disk in --folder
     python tests/benchmarks/table.py --counts 5000
 
-Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. Each
-stage runs in a process of its own: seconds, and the MiB of its largest process. The last line is JSON.
+Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. For each
+stage: seconds, seconds of processor time over all its processes (which a busy machine hardly changes), and
+the MiB of its largest process. The last line is JSON.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import random
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
@@ -42,18 +44,19 @@ def main() -> None:
     parser.add_argument("--folder", help="where to work (default: the system's place for temporary files)")
     options = parser.parse_args()
     rows = []
-    columns = "".join(f"{f'{stage} s':>22}{'MiB':>7}" for stage in options.stages)
+    columns = "".join(f"{f'{stage} s':>21}{'CPU s':>8}{'MiB':>6}" for stage in options.stages)
     print(f"{'rows':>8}{columns}", flush=True)
     for count in options.counts:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_films(Path(folder), count)
             row = {"rows": count}
+            cells = f"{count:>8}"
             for stage in options.stages:
-                seconds, mib = run(Path(folder), sys.executable, ROOT / f"stages/{stage}.py")
-                row |= {f"{stage}_s": round(seconds, 1), f"{stage}_mib": round(mib)}
+                cost = run(Path(folder), sys.executable, ROOT / f"stages/{stage}.py")
+                row[stage] = asdict(cost)
+                cells += f"{cost.seconds:>21.1f}{cost.cpu_seconds:>8.1f}{cost.peak_mib:>6.0f}"
         rows.append(row)
-        cells = "".join(f"{row[f'{stage}_s']:>22.1f}{row[f'{stage}_mib']:>7.0f}" for stage in options.stages)
-        print(f"{count:>8}{cells}", flush=True)
+        print(cells, flush=True)
     print(json.dumps(rows))
 
 

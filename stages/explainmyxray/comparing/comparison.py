@@ -104,7 +104,7 @@ def _row(name: str, before: float, after: float, differences: np.ndarray) -> dic
     }
 
 
-def score(predictions: pd.DataFrame) -> dict[str, float]:
+def compared_figures(predictions: pd.DataFrame) -> dict[str, float]:
     """The figures that `compare` compares, of one table."""
     figures = _figures(total(_statistics(predictions)))
     return {name: float(value) for name, value in figures.items()}

@@ -2,7 +2,6 @@
 
 from transformers.utils import logging
 
-from explainmyxray import out_of_distribution
 from explainmyxray.explaining.confidence import load_calibration
 from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.explaining.explanation import ADAPTER
@@ -10,10 +9,11 @@ from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.tuned_on import load_tuned_on
+from explainmyxray.out_of_distribution import load_distribution
 from explainmyxray.settings import load_settings
 
 
-def load(adapter: str, samples: int | None) -> Explainer:
+def load_explainer(adapter: str, samples: int | None) -> Explainer:
     """The adapter on the base that it was tuned on; `samples` None: as many as evaluation draws.
 
     Raises UserError where either cannot be had.
@@ -28,7 +28,7 @@ def load(adapter: str, samples: int | None) -> Explainer:
     return Explainer(
         model,
         processor,
-        out_of_distribution.load(folder),
+        load_distribution(folder),
         load_tuned_on(folder),
         settings.evaluate,
         settings.seed,

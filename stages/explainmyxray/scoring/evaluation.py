@@ -15,7 +15,12 @@ from explainmyxray.scoring import bleu, finding_scores
 from explainmyxray.scoring.finding_scores import Findings
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
 from explainmyxray.scoring.malformed import count_malformed
-from explainmyxray.scoring.references import TEXT_FIGURES, describe_references, reason_to_leave_out
+from explainmyxray.scoring.references import (
+    TEXT_FIGURES,
+    describe_references,
+    labeler_validity,
+    reason_to_leave_out,
+)
 from explainmyxray.scoring.subgroups import subgroup_metrics
 from explainmyxray.scoring.sufficient_statistics import (
     Statistics,
@@ -157,6 +162,7 @@ def _metrics(
         "n": len(predictions),
         "patients": count_patients(predictions),
         "references": describe_references(predictions),
+        "labeler": labeler_validity(),
         **figures,
         "bleu_signature": direct["signature"],
         "ci95": nested(intervals),

@@ -1,7 +1,11 @@
 """What the reference reports are, real or synthetic, and what may therefore be compared with them."""
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
 from explainmyxray.reports.labeler import label_report
 from explainmyxray.tables import LABELER, NO_FINDING, SOURCE
@@ -46,6 +50,16 @@ def describe_references(predictions: pd.DataFrame) -> dict:
         "uncertain_findings": uncertain,
         "f1_compares": compared,
     }
+
+
+@cache
+def labeler_validity() -> dict:
+    """The section `labeler` of eval.json: how well it reads real reports, which bounds what F1 can say.
+
+    `reports` is their number; `without_doubt` and `doubt_as_absent`, as F1 counts it, each have `precision`,
+    `recall`, `f1` and F1 of each finding under `per_finding`.
+    """
+    return YAML(typ="safe").load(Path(__file__).with_name("labeler_validity.yaml"))
 
 
 def reason_to_leave_out(system: str, predictions: pd.DataFrame) -> str:

@@ -2,8 +2,10 @@
 
 import io
 import re
+import warnings
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import pandas as pd
 from ruamel.yaml import YAML
@@ -83,7 +85,7 @@ def read_member_table(container: Container, name: str, columns: Collection[str],
     where = f"{name} in {container.path}"
     try:
         text = io.BytesIO(container.read(nearest))
-        table = pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False)
+        table = read_text_columns(text)
     except BadImage as bad:
         raise UserError(f"{where} cannot be read ({bad.reason}): replace the archive") from None
     except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
@@ -93,6 +95,22 @@ def read_member_table(container: Container, name: str, columns: Collection[str],
         plural = "s" if len(missing) > 1 else ""
         raise UserError(f"{where} lacks the column{plural} {', '.join(missing)}: replace the archive")
     return table[list(columns)]
+
+
+def read_text_columns(file: str | BinaryIO) -> pd.DataFrame:
+    """A CSV in UTF-8, every cell as text. Raises ValueError, as all of pandas' errors are, where it is none,
+    and OSError.
+    """
+    with warnings.catch_warnings():
+        # pandas drops what is beyond the header's last column, if it begins in the first row, and only warns.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            # utf-8-sig: a spreadsheet puts a mark before the first column's name.
+            return pd.read_csv(
+                file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            ).fillna("")
+        except pd.errors.ParserWarning:
+            raise ValueError("rows have more cells than the header") from None
 
 
 def read_yaml(name: str) -> dict:

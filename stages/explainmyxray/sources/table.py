@@ -21,7 +21,7 @@ from explainmyxray.images.decoding import MAX_FILE_BYTES, REASONS, BadImage
 from explainmyxray.images.films import open_film
 from explainmyxray.sources import Film
 from explainmyxray.sources.ages import OLDEST, age_years
-from explainmyxray.sources.archive_files import IDENTIFIER, read_yaml
+from explainmyxray.sources.archive_files import IDENTIFIER, read_text_columns, read_yaml
 from explainmyxray.tables import NO_FINDING, join_labels
 
 if TYPE_CHECKING:
@@ -125,15 +125,16 @@ def read_film_table(path: str) -> pd.DataFrame:
     try:
         if os.path.getsize(path) > MAX_TABLE_BYTES:
             raise UserError(f"data.table: {path} has over {MAX_TABLE_BYTES >> 20} MiB: divide it")
-        # utf-8-sig: a spreadsheet puts a mark before the first column's name.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        table = read_text_columns(path)
     except FileNotFoundError:
         raise UserError(f"data.table: there is no {path}: name the CSV that lists your films") from None
     except OSError as error:
         raise UserError(f"data.table: {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
         problem = str(error).strip().splitlines()[0]
-        raise UserError(f"data.table: {path} is no CSV in UTF-8: {problem}") from None
+        raise UserError(
+            f"data.table: {path} is no CSV in UTF-8: {problem}; a cell that holds a comma wants quotes around it"
+        ) from None
     missing = [name for name in NEEDED if name not in table]
     if not any(name in table for name in EITHER):
         missing.append("report or labels")
@@ -142,7 +143,7 @@ def read_film_table(path: str) -> pd.DataFrame:
         raise UserError(f"data.table: {path} lacks the column {' and '.join(missing)}; it has {has}")
     if table.empty:
         raise UserError(f"data.table: {path} has no rows: it wants one for each film")
-    return table.reindex(columns=[*NEEDED, *EITHER, *OPTIONAL], fill_value="").fillna("")
+    return table.reindex(columns=[*NEEDED, *EITHER, *OPTIONAL], fill_value="")
 
 
 def _row_problem(image: str, seen: bool, report: str, labels: str) -> str:
@@ -163,8 +164,10 @@ def _checked_labels(text: str, known: set[str], where: str) -> str:
     labels = {label.strip() for label in text.split("|")} - {""}
     for label in sorted(labels - known):
         similar = difflib.get_close_matches(label, known, n=1)
-        advice = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(sorted(known))}"
-        raise UserError(f"{where}: the label {shortened(label)} is none of NIH's 14: {advice}")
+        advice = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(sorted(known))}."
+        raise UserError(
+            f"{where}: the label {shortened(label)} is none of NIH's 14: {advice} Several are joined by |"
+        )
     if NO_FINDING in labels and len(labels) > 1:
         raise UserError(f"{where}: {NO_FINDING} stands beside other labels: {shortened(text)}")
     return join_labels(labels - {NO_FINDING}) if labels else ""
