@@ -158,7 +158,7 @@ def decode_both(model, processor, split: str, rows: pd.DataFrame, settings: Sett
     """The columns `sampled_reports.COLUMNS` of some rows of a split."""
     names = list(rows["image"])
     greedy = settings.evaluate.model_copy(update={"decoding": "greedy"})
-    table = rows[["image", "patient", "labels", "report"]].assign(split=split)
+    table = rows[["image", "source", "patient", "labels", "report"]].assign(split=split)
     table["greedy"] = generate(model, processor, IMAGES, names, greedy, f"greedy, {split}")
     sampled = []
     for batch in image_batches(IMAGES, names, settings.evaluate.batch_size, f"sampling, {split}"):
@@ -232,6 +232,8 @@ def summary(metrics: dict) -> str:
             f"{findings['macro_f1']:>10.3f}{findings['exact_match']:>8.3f}{figures['distinct_reports']:>10}"
             f"{malformed:>11}"
         )
+    for source, figures in metrics["by_source"].items():
+        lines.append(source_line(source, figures))
     references = metrics["references"]
     if references["real"]:
         lines.append(
@@ -253,6 +255,12 @@ def summary(metrics: dict) -> str:
         f"{calibration['ece_by_chance']:.3f} by chance"
     )
     return "\n".join(lines)
+
+
+def source_line(source: str, figures: dict) -> str:
+    """Micro-F1 of each system on the films of one source."""
+    of_systems = [f"{name} {figures[name]['micro_f1']:.3f}" for name in evaluation.SYSTEMS]
+    return f"{figures['n']} images of {source}: micro-F1 {', '.join(of_systems)}"
 
 
 def decodings_line(split: str, figures: dict) -> str:

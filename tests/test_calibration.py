@@ -45,6 +45,7 @@ def table(n: int, seed: int = 0, noise: float = 0.2, split: str = "test") -> pd.
             | {
                 "split": split,
                 "image": f"{row}.png",
+                "source": "phantom",
                 "patient": f"p{row // 2}",
                 "labels": join_labels(labels),
                 "sampled": ";".join(join_labels(each) for each in sampled),

@@ -347,3 +347,21 @@ def test_malformed_reports_are_counted_for_every_system(scored):
     assert evaluation.headline(metrics | SAMPLED)["malformed"] == 3
     for figures in metrics["baselines"].values():
         assert figures["malformed_reports"]["any"] == 0
+
+
+def test_every_system_has_figures_on_the_films_of_each_source():
+    """As if those films were a test set of their own; intervals draw patients of all sources."""
+    rows = table(80)
+    assert evaluation.score(rows, WORDS, 42, 50, labeler=names_in).metrics["by_source"] == {}
+    rows["source"] = ["openi" if number % 4 == 0 else "nih_sample" for number in range(80)]
+    both = evaluation.score(rows, WORDS, 42, 200, labeler=names_in).metrics["by_source"]
+    assert list(both) == ["nih_sample", "openi"]
+    for name, figures in both.items():
+        alone = evaluation.score(rows[rows["source"] == name], WORDS, 42, 200, labeler=names_in).metrics
+        assert figures["n"] == alone["n"]
+        for system in ("nearest", "blind"):
+            expected = alone["baselines"][system]
+            assert figures[system]["micro_f1"] == pytest.approx(expected["findings"]["micro_f1"])
+            assert figures[system]["bleu"] == pytest.approx(expected["bleu"])
+        assert figures["ceiling"]["ci95"]["low"] < figures["ceiling"]["micro_f1"]
+        assert figures["ceiling"]["micro_f1"] < figures["ceiling"]["ci95"]["high"]

@@ -12,6 +12,7 @@ import pandas as pd
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.scoring import bleu, finding_scores
+from explainmyxray.scoring.by_source import score_by_source
 from explainmyxray.scoring.finding_scores import Findings
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
 from explainmyxray.scoring.malformed import count_malformed
@@ -97,7 +98,7 @@ def score(
     # 3) The tables behind the pictures.
     confusion = finding_scores.confusion_pairs(true, predicted[MODEL])
     return Evaluation(
-        metrics=_metrics(predictions, statistics, systems, frozenset(known_words)),
+        metrics=_metrics(predictions, statistics, systems, weights, frozenset(known_words)),
         findings=_finding_rows(statistics[MODEL]["findings"], weights),
         systems=systems,
         confusion=pd.DataFrame(confusion, columns=["actual", "predicted"]),
@@ -129,6 +130,7 @@ def _metrics(
     predictions: pd.DataFrame,
     statistics: dict[str, Statistics],
     systems: pd.DataFrame,
+    weights: np.ndarray,
     known_words: frozenset[str],
 ) -> dict:
     of_model = statistics[MODEL]
@@ -168,7 +170,18 @@ def _metrics(
         "ci95": nested(intervals),
         "baselines": {name: by_system[name] for name in BASELINES},
         "slices": subgroup_metrics(predictions, score_subgroup),
+        "by_source": _by_source(predictions, statistics, weights),
     }
+
+
+def _by_source(predictions: pd.DataFrame, statistics: dict[str, Statistics], weights: np.ndarray) -> dict:
+    """`score_by_source`, without figures of a text that is left out."""
+    metrics = score_by_source(predictions["source"], statistics, weights)
+    for of_source in metrics.values():
+        for system in SYSTEMS:
+            if reason_to_leave_out(system, predictions):
+                of_source[system].pop("bleu")
+    return metrics
 
 
 def _system_metrics(statistics: Statistics, texts: pd.Series) -> dict:

@@ -13,6 +13,7 @@ import pandas as pd
 from explainmyxray.reports.findings import SHOWN_SHARE
 from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.scoring import calibration, finding_scores
+from explainmyxray.scoring.by_source import score_by_source
 from explainmyxray.scoring.evaluation import headline_rows, nested
 from explainmyxray.scoring.finding_scores import Findings, indicators
 from explainmyxray.scoring.intervals import bootstrap_weights, confidence_interval, resample
@@ -25,7 +26,7 @@ from explainmyxray.tables import join_labels, patient_or_image, split_labels
 
 DECODINGS = ("greedy", "consensus")
 # Of samples.csv, all text. `sampled` holds the findings of each sampled report, `adapter` names the weights.
-COLUMNS = ("split", "image", "patient", "labels", "report", *DECODINGS, "sampled", "adapter")
+COLUMNS = ("split", "image", "source", "patient", "labels", "report", *DECODINGS, "sampled", "adapter")
 SEPARATOR = ";"  # between the samples of an image
 MICRO_F1 = "findings.micro_f1"
 
@@ -85,17 +86,21 @@ def _score_decodings(rows: pd.DataFrame, seed: int, bootstrap_samples: int, labe
     """The headline figures of both decodings on the same images, and by how much consensus is better."""
     weights = bootstrap_weights(patient_or_image(rows), bootstrap_samples, seed)
     metrics: dict = {"n": len(rows)}
-    resampled = {}
+    by_decoding, resampled = {}, {}
     for name in DECODINGS:
         predicted = [labeler(text) for text in rows[name]]
         statistics = sufficient_statistics(rows[name], rows["report"], _true(rows), predicted)
+        by_decoding[name] = statistics
         figures = headline_rows(name, statistics, weights).set_index("figure")
         metrics[name] = nested(figures["value"].to_dict())
         metrics[name]["ci95"] = nested(figures[["low", "high"]].to_dict("index"))
         resampled[name] = metrics_from_statistics(resample(statistics, weights))[MICRO_F1]
     difference = metrics["consensus"]["findings"]["micro_f1"] - metrics["greedy"]["findings"]["micro_f1"]
     interval = confidence_interval(resampled["consensus"] - resampled["greedy"])
-    return metrics | {"consensus_minus_greedy": {"micro_f1": difference, **interval}}
+    return metrics | {
+        "consensus_minus_greedy": {"micro_f1": difference, **interval},
+        "by_source": score_by_source(rows["source"], by_decoding, weights),
+    }
 
 
 def _calibrate(
