@@ -37,7 +37,7 @@ from explainmyxray.registry import SOURCES, KaggleDataSet
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources.kaggle_download import KEY, find_data_set, page
 from explainmyxray.sources.table import read_film_table
-from explainmyxray.training import memory
+from explainmyxray.training.memory_plan import plan_memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
@@ -225,7 +225,7 @@ def step(settings: Settings) -> Iterator[Line]:
     try:
         before = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
         with contextlib.redirect_stdout(said):
-            memory.plan_checkpointing(settings, before, max(settings.model.max_length - before, 1))
+            plan_memory(settings, before, max(settings.model.max_length - before, 1))
     except UserError as error:
         yield MISSING, f"memory: {error}"
     else:

@@ -27,7 +27,14 @@ from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.generation import consensus, generate, image_batches, image_features, sample_reports
+from explainmyxray.generation import (
+    consensus,
+    generate,
+    hold_decoded_for,
+    image_batches,
+    image_features,
+    sample_reports,
+)
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
@@ -109,6 +116,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER, processor.prompt)
+    plan = hold_decoded_for(model, processor, settings.evaluate)
     if settings.evaluate.decoding == "consensus":  # all are sampled for it
         of_test = decode_both(model, processor, "test", test, settings)
         generated = list(of_test["consensus"])
@@ -133,7 +141,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
         batch_size = settings.evaluate.batch_size
         train_features = image_features(model, processor, IMAGES, train_images, batch_size).numpy()
         test_features = image_features(model, processor, IMAGES, test_images, batch_size).numpy()
-    write_runtime("evaluate", started, images=2 * len(test))
+    write_runtime("evaluate", started, images=2 * len(test), memory_plan=plan.figures())
 
     # 4) Baselines without a language model, and the ceiling.
     train_labels = [split_labels(labels) for labels in train["labels"]]

@@ -49,7 +49,7 @@ from explainmyxray.tables import (
 )
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
-from explainmyxray.training.memory import enable_gradient_checkpointing, plan_checkpointing
+from explainmyxray.training.memory_plan import apply_plan, plan_memory
 from explainmyxray.training.processes import is_main_process, print_on_main_process, run_in_processes
 from explainmyxray.training.report_validation import ReportValidation
 from explainmyxray.training.sides import refuse_mirrored_sides
@@ -86,11 +86,9 @@ def train_adapter() -> None:
     processor = load_processor(base, settings.data.image_size)
     training, validation = make_datasets(processor, rows, IMAGES, settings)
     longest_report = min(max(training.report_lengths), training.max_report_length)
-    num_stored = plan_checkpointing(
-        settings.model_copy(update={"model": base}), training.prompt_length, longest_report
-    )
+    plan = plan_memory(settings.model_copy(update={"model": base}), training.prompt_length, longest_report)
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
-    enable_gradient_checkpointing(model, num_stored)
+    apply_plan(model, plan)
     num_trainable, percent = count_trainable(model)
     print(f"LoRA trains {num_trainable:,} parameters, {percent:.4f} % of all", flush=True)
 
@@ -110,7 +108,8 @@ def train_adapter() -> None:
     figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent}
     if is_main_process():
         save(model, processor.prompt, settings, base, rows, figures)
-        write_runtime("train_qlora", started, images=len(rows["train"]) * figures["epochs"])
+        num_images = len(rows["train"]) * figures["epochs"]
+        write_runtime("train_qlora", started, num_images, plan.figures())
         shutil.rmtree(checkpoints)
         print(
             f"best at step {figures['best_step']}: validation loss {figures['eval_loss']:.4f}; "

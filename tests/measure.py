@@ -2,14 +2,18 @@
 
 from torch.profiler import ProfilerActivity, profile
 
+from explainmyxray.model.decoded_weights import DecodedLinear4bit
+
 
 def held(model) -> int:
-    """Bytes of all weights, each once, with the constants of the 4-bit ones."""
+    """Bytes of all weights, each once, with the constants of the 4-bit ones, and with what is held decoded."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state:
             tensors += [state.absmax, state.state2.absmax]
+        if isinstance(module, DecodedLinear4bit):
+            tensors.append(module.decoded)
     bytes_of_storage = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()

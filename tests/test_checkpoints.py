@@ -69,7 +69,7 @@ def test_builds_of_torch_for_other_drivers_are_one_library(run, monkeypatch):
 
 @pytest.mark.parametrize(
     "values",
-    [{"dataloader_num_workers": 0}, {"gradient_checkpointing": "auto"}, {"save_total_limit": 9}],
+    [{"dataloader_num_workers": 0}, {"gradient_checkpointing": True}, {"save_total_limit": 9}],
 )
 def test_what_makes_a_run_only_faster_leaves_its_fingerprint(run, values):
     before = run.fingerprint()

@@ -9,7 +9,8 @@ from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.model.decoded_weights import decode_weights, forget_decoded_weights
 from explainmyxray.training.loss import report_loss
-from explainmyxray.training.memory import checkpointable_layers, enable_gradient_checkpointing
+from explainmyxray.training.memory import checkpointable_layers
+from explainmyxray.training.memory_plan import enable_gradient_checkpointing
 from test_loss import MODEL, REPORTS, SETTINGS, gradients
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import gpu_report
-from benchmarks import gpu_sections, processes
+from benchmarks import gpu_sections, processes, recipes
 from benchmarks.gpu_sections import Bench, Row
 
 
@@ -29,10 +29,10 @@ def test_every_section_measures_on_a_cpu(tmp_path, monkeypatch):
     assert not [row for row in rows if row["value"] == "failed" or row["what"] == "failed"]
 
     assert told["machine", "GPU"]["value"] == "none"
-    for recipe in (gpu_sections.PLAIN, gpu_sections.GUIDE, gpu_sections.AUTO):
+    for recipe in (gpu_sections.PLAIN, recipes.GUIDE, recipes.FOUR_BIT, recipes.AUTO):
         assert told["training", recipe]["value"] > 0
         assert told["training", f"{recipe}, peak memory"]["value"] > 0
-    assert "estimated" in told["training", f"{gpu_sections.GUIDE}, peak memory"]["note"]
+    assert "estimated" in told["training", f"{recipes.AUTO}, peak memory"]["note"]
     for size in (1, 32, 128):
         assert told["generation", f"batch of {size}"]["value"] > 0
     assert told["finite", "steps"]["value"] == gpu_sections.SHORT.finite_steps

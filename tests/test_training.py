@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray import out_of_distribution
 from explainmyxray.errors import UserError
 from explainmyxray.settings import load_settings
-from explainmyxray.training import trainer
+from explainmyxray.training import memory_plan, trainer
 from explainmyxray.training.checkpoints import step_of
 from explainmyxray.training.report_validation import ReportValidation, wording_alone
 
@@ -105,6 +106,29 @@ def same_outputs(folder: Path, other: Path) -> None:
     for path in [*paths, folder / "metrics/train.json"]:
         name = path.relative_to(folder)
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+SCARCE = 32e6  # bytes: more than the least of this run, and less than all that can be spent
+
+
+@pytest.mark.parametrize(
+    ("gradient_checkpointing", "free", "said"),
+    [
+        (True, 1e12, "7 of 8 layers are recomputed, 0%"),
+        ("auto", SCARCE, r"[1-7] of 8 layers are recomputed, \d+%"),
+    ],
+)
+def test_the_adapter_is_the_same_whatever_memory_allows(
+    finished, workspace, monkeypatch, capsys, gradient_checkpointing, free, said
+):
+    """The other run had enough for all activations and all decoded weights."""
+    plan = json.loads((finished / "metrics/runtime.json").read_text())["train_qlora"]["memory_plan"]
+    assert plan["recomputed"] == 0 < plan["decoded_gib"]
+    write_params(workspace, SMALL, {"train": {"gradient_checkpointing": gradient_checkpointing}})
+    monkeypatch.setattr(memory_plan, "free_memory", lambda: free)
+    run_stage("train_qlora")
+    assert re.search(said, capsys.readouterr().out)
+    same_outputs(finished, workspace)
 
 
 def test_the_adapter_is_the_same_without_the_findings_f1(finished, workspace):

@@ -23,6 +23,7 @@ from explainmyxray import settings
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.families import family_of
 from explainmyxray.model.families.family import ReportProcessor
+from explainmyxray.model.inference_memory import InferencePlan, hold_decoded_weights
 from explainmyxray.model.inputs import open_image
 from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.reports.labeler import positive_findings
@@ -37,6 +38,12 @@ GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
 
 # Sampled reports at once for each image of a batch: they share what takes most memory, image and prompt.
 TEXTS_PER_IMAGE = 4
+
+
+def hold_decoded_for(model, processor: ReportProcessor, generation: settings.Evaluate) -> InferencePlan:
+    """Have a loaded `model` hold as many weights decoded as memory allows beside generating as `generation` says."""
+    num_texts = generation.batch_size * max(TEXTS_PER_IMAGE, generation.num_beams)
+    return hold_decoded_weights(model, processor, generation.batch_size, num_texts, generation.max_new_tokens)
 
 
 @gpu_memory_errors()

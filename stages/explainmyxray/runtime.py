@@ -13,9 +13,9 @@ from explainmyxray.tables import write_metrics
 RUNTIME = Path("metrics/runtime.json")  # not in git
 
 
-def write_runtime(stage: str, started: float, images: float) -> None:
-    """Put seconds since `started` (of `time.monotonic`), images
-    a second and peak memory of `stage` beside the others'.
+def write_runtime(stage: str, started: float, images: float, memory_plan: dict[str, float]) -> None:
+    """Put seconds since `started` (of `time.monotonic`), images a second, peak memory and what memory was planned
+    to be spent on for `stage` beside the others'.
     """
     seconds = time.monotonic() - started
     figures = json.loads(RUNTIME.read_text()) if RUNTIME.is_file() else {}
@@ -24,6 +24,7 @@ def write_runtime(stage: str, started: float, images: float) -> None:
         "images_per_second": images / seconds,
         "peak_ram_gib": _peak_ram(),
         **_peak_gpu(),
+        "memory_plan": memory_plan,
     }
     write_metrics(RUNTIME, figures)
 

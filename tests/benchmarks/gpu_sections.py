@@ -26,7 +26,9 @@ from safetensors.torch import load_file
 import paligemma_3b
 from benchmarks.recipes import (
     DTYPES,
+    GUIDE,
     Recipe,
+    make_plans,
     make_settings,
     our_recipe,
     peak_of_step,
@@ -40,15 +42,14 @@ from explainmyxray.generation import generate_texts
 from explainmyxray.gpu import find_driver
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import device, load_base, load_processor
+from explainmyxray.model.free_memory import GIB, free_memory
 from explainmyxray.model.inputs import open_image
 from explainmyxray.settings import Settings
-from explainmyxray.training import memory
 from explainmyxray.training.batches import ReportDataset
 
-GIB = 2**30
 BATCH_SIZES = (1, 32, 128)
 ADAPTER = "models/adapter/adapter_model.safetensors"
-PLAIN, GUIDE, AUTO = "plain recipe", "guide's values", "gradient_checkpointing auto"
+PLAIN = "plain recipe"
 POLL_SECONDS = 0.02
 
 
@@ -112,7 +113,6 @@ class Bench:
     model: torch.nn.Module | None = None  # the base with a fresh adapter
     processor: object = None
     recipes: dict[str, Recipe] | None = None
-    estimates: dict[str, int] | None = None  # bytes of a step, by recipe
 
     @property
     def settings(self) -> Settings:
@@ -170,26 +170,22 @@ def prepare_base(bench: Bench, deadline: float) -> Iterator[Row]:
 
     # As the stage does, what is free is asked before any weight is loaded.
     gc.collect()  # of the weights as they were made
-    free = memory.free_memory()
-    report_length = min(max(dataset.report_lengths), dataset.max_report_length)
-    estimate = memory.estimate_step(settings, dataset.prompt_length, report_length)
-    guide, auto = estimate.num_stored(True, free), estimate.num_stored("auto", free)
-    bench.recipes = {
-        PLAIN: plain_recipe(bench.folder, rows, bench.processor),
-        GUIDE: our_recipe(dataset, bench.processor, guide),
-        AUTO: our_recipe(dataset, bench.processor, auto),
-    }
-    bench.estimates = {GUIDE: estimate.peak(guide), AUTO: estimate.peak(auto)}
+    free = free_memory()
+    plans = make_plans(settings, dataset, free)
+    bench.recipes = {PLAIN: plain_recipe(bench.folder, rows, bench.processor)}
+    for plan_name, plan in plans.items():
+        bench.recipes[plan_name] = our_recipe(dataset, bench.processor, plan)
 
     started = time.monotonic()
     set_seed(settings.train.seed)
     bench.model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
     seconds = round(time.monotonic() - started, 1)
-    note = f"{name}; {computed_precision(bench)}; sequences of {dataset.prompt_length + report_length} tokens"
+    longest = min(dataset.longest_sequence, settings.model.max_length)
+    note = f"{name}; {computed_precision(bench)}; sequences of {longest} tokens"
     yield Row("base", "loading", seconds, "s", note)
-    layers = len(estimate.layers)
-    note = f"{layers - auto} of {layers} layers recomputed with auto, {layers - guide} with the guide's true"
-    yield Row("base", "memory free before it", round(free / GIB, 2), "GiB", note)
+    yield Row("base", "memory free before it", round(free / GIB, 2), "GiB")
+    for plan_name, plan in plans.items():
+        yield Row("base", f"{plan_name}, plan", note=str(plan))
 
 
 def computed_precision(bench: Bench) -> str:
@@ -223,8 +219,8 @@ def measure_training(bench: Bench, deadline: float) -> Iterator[Row]:
             note = f"{rate / plain_rate:.2f} times the plain recipe"
         yield Row("training", name, round(rate, 2), "images/s", note)
         note = ""
-        if name in bench.estimates:
-            estimated = bench.estimates[name]
+        if recipe.plan is not None:
+            estimated = recipe.plan.peak
             note = f"estimated {estimated / GIB:.3f}: {100 * (estimated / peak_bytes - 1):+.0f} %"
         yield Row("training", f"{name}, peak memory", round(peak_bytes / GIB, 3), "GiB", note)
 

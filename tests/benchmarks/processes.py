@@ -24,10 +24,11 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 import paligemma_3b
-from benchmarks.recipes import DTYPES, make_settings, our_recipe, run_steps, write_films
+from benchmarks.recipes import AUTO, DTYPES, make_plans, make_settings, our_recipe, run_steps, write_films
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
+from explainmyxray.model.free_memory import free_memory
 from explainmyxray.training.batches import ReportDataset
 from explainmyxray.training.processes import is_main_process, print_on_main_process, run_in_processes
 
@@ -60,8 +61,9 @@ def measure_share(folder: Path, rows: pd.DataFrame, options: argparse.Namespace)
     settings = make_settings(options.base, options.precision)
     processor = load_processor(settings.model)
     dataset = ReportDataset(rows, folder / "prepared", processor, settings.model.max_length)
+    plan = make_plans(settings, dataset, free_memory())[AUTO]
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
-    steps = run_steps(model, our_recipe(dataset, processor, num_stored=1), settings, options.steps, deadline)
+    steps = run_steps(model, our_recipe(dataset, processor, plan), settings, options.steps, deadline)
     if is_main_process():
         figures = {
             "processes": options.processes,

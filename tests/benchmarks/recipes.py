@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
@@ -21,15 +21,18 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from explainmyxray.model.decoded_weights import forget_decoded_weights
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.sources import phantom
-from explainmyxray.training import memory
 from explainmyxray.training.batches import ReportDataset, truncate_reports
+from explainmyxray.training.memory import estimate_step
+from explainmyxray.training.memory_plan import MemoryPlan, apply_plan, choose_plan
 from explainmyxray.training.trainer import ReportTrainer, accumulation_per_process
 from measure import held, peak
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+GUIDE, FOUR_BIT, AUTO = "all recomputed", "auto, 4 bits", "auto"
 FILM_SIZE = 1024  # pixels a side of NIH's films
 SENTENCE = "The heart is enlarged and there is a small effusion. "
 
@@ -105,14 +108,14 @@ class PlainCollator:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train: with which Trainer, on which samples,
-    and which layers are not recomputed (None: all are).
+    """A way to train: with which Trainer, on which samples, and by which plan (None: all layers are recomputed, as
+    `Trainer` itself enables it).
     """
 
     trainer: type[Trainer]
     collator: Callable
     dataset: Dataset
-    num_stored: int | None = None
+    plan: MemoryPlan | None = None
 
 
 def plain_recipe(folder: Path, rows: pd.DataFrame, processor, images: str = "films") -> Recipe:
@@ -120,9 +123,22 @@ def plain_recipe(folder: Path, rows: pd.DataFrame, processor, images: str = "fil
     return Recipe(Trainer, PlainCollator(processor), PlainFilms(folder / images, rows))
 
 
-def our_recipe(dataset: ReportDataset, processor, num_stored: int) -> Recipe:
-    """This repository's, with all but the last `num_stored` layers recomputed."""
-    return Recipe(ReportTrainer, processor.training_batch, dataset, num_stored)
+def our_recipe(dataset: ReportDataset, processor, plan: MemoryPlan) -> Recipe:
+    """This repository's, with what the `plan` stores and decodes."""
+    return Recipe(ReportTrainer, processor.training_batch, dataset, plan)
+
+
+def make_plans(settings: Settings, dataset: ReportDataset, free: float) -> dict[str, MemoryPlan]:
+    """What `free` bytes may be spent on: the guide's values, `auto` with weights that stay in 4 bits, and `auto`."""
+    report_length = min(max(dataset.report_lengths), dataset.max_report_length)
+    estimate = estimate_step(settings, dataset.prompt_length, report_length)
+    layers = tuple(replace(layer, num_decodable=0) for layer in estimate.layers)
+    four_bit = replace(estimate, layers=layers, rest=replace(estimate.rest, num_decodable=0))
+    return {
+        GUIDE: choose_plan(estimate, True, free),
+        FOUR_BIT: choose_plan(four_bit, "auto", free),
+        AUTO: choose_plan(estimate, "auto", free),
+    }
 
 
 @dataclass(frozen=True)
@@ -165,11 +181,11 @@ def run_steps(
     The first step is not timed: it starts the processes that
     read images. After `deadline` no further step is begun.
     """
-    if recipe.num_stored is None:
-        # As `Trainer` itself enables it, for all layers.
+    if recipe.plan is None:
+        forget_decoded_weights(model)
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
-        memory.enable_gradient_checkpointing(model, recipe.num_stored)
+        apply_plan(model, recipe.plan)
     timer = StepTimer(deadline)
     with tempfile.TemporaryDirectory() as folder:
         trainer = recipe.trainer(

@@ -5,6 +5,7 @@ from transformers.utils import logging
 from explainmyxray.explaining.confidence import load_calibration
 from explainmyxray.explaining.explainer import Explainer
 from explainmyxray.explaining.explanation import ADAPTER
+from explainmyxray.generation import hold_decoded_for
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import adapter_folder, load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
@@ -25,6 +26,7 @@ def load_explainer(adapter: str, samples: int | None) -> Explainer:
     base = check_base(tuned_base(folder, settings.model))
     processor = load_processor(base)
     model = load_adapter(load_base(base, settings.quantization), folder, processor.prompt)
+    hold_decoded_for(model, processor, settings.evaluate)
     return Explainer(
         model,
         processor,

@@ -4,11 +4,15 @@ On a CPU bitsandbytes decodes a layer's whole weight for a product, forward and 
 layer that holds its decoded weight computes the very same products.
 """
 
+import math
+
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 from torch.nn import functional as F
+
+MAX_FUSED_ROWS = 64  # not measured: no GPU was at hand
 
 
 class DecodedLinear4bit(Linear4bit):
@@ -17,6 +21,10 @@ class DecodedLinear4bit(Linear4bit):
     decoded: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # A GPU's kernel for few rows reads 4 bits a weight, where the decoded ones are 16.
+        num_rows = x.numel() // x.shape[-1]
+        if x.is_cuda and num_rows <= MAX_FUSED_ROWS and not torch.is_grad_enabled():
+            return super().forward(x)
         # Types as in Linear4bit.forward: products in the decoded weight's type, the output in the input's.
         bias = None if self.bias is None else self.bias.to(self.decoded.dtype)
         return F.linear(x.to(self.decoded.dtype), self.decoded, bias).to(x.dtype)
@@ -41,6 +49,12 @@ def forget_decoded_weights(part: nn.Module) -> None:
 
 def four_bit_layers(part: nn.Module) -> list[Linear4bit]:
     return [module for module in part.modules() if isinstance(module, Linear4bit)]
+
+
+def decoded_size(layer: Linear4bit) -> int:
+    """Bytes of the layer's weight, decoded."""
+    state = layer.weight.quant_state
+    return math.prod(state.shape) * (layer.compute_dtype or state.dtype).itemsize
 
 
 def frozen_weight(layer: nn.Linear) -> torch.Tensor:
