@@ -35,8 +35,8 @@ from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype, load_family
 from explainmyxray.registry import SOURCES, KaggleDataSet
 from explainmyxray.settings import Model, Settings, load_settings
+from explainmyxray.sources import table
 from explainmyxray.sources.kaggle_download import KEY, find_data_set, page
-from explainmyxray.sources.table import read_film_table
 from explainmyxray.training.memory_plan import plan_memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
@@ -285,12 +285,15 @@ def data(settings: Settings) -> Iterator[Line]:
     """
     archives = Path(settings.data.archives)
     absent = []
+    has_reports = any(SOURCES[name].reports for name in settings.data.source)
     for name in settings.data.source:
         data_set = SOURCES[name].kaggle
         if name == "phantom":
             yield GOOD, f"data: {settings.data.phantom.count} phantoms, drawn here"
         if name == "table":
-            yield table_line(settings.data.table)
+            found = check_table(settings)
+            yield from found.lines
+            has_reports = has_reports or found.has_reports
         if data_set is None:
             continue
         found = find_data_set(data_set.name, archives)
@@ -304,7 +307,7 @@ def data(settings: Settings) -> Iterator[Line]:
         yield download(absent, archives)
     if absent and not has_key():
         yield NOTE, f"Kaggle key: none, public data sets need none; should Kaggle ask for one, {KEY}"
-    if any(SOURCES[name].reports for name in settings.data.source) and settings.augment.horizontal_flip:
+    if has_reports and settings.augment.horizontal_flip:
         yield (
             NOTE,
             "data: real reports name sides, and training stops where a mirrored film would belie them: "
@@ -312,12 +315,32 @@ def data(settings: Settings) -> Iterator[Line]:
         )
 
 
-def table_line(path: str) -> Line:
-    """Whether the table of one's own films can be read, and how many rows it has."""
+@dataclass(frozen=True)
+class CheckedTable:
+    """What there is to say of the table of one's own films, and whether it brings reports."""
+
+    lines: list[Line]
+    has_reports: bool = False
+
+
+def check_table(settings: Settings) -> CheckedTable:
+    """How many rows can be used, as far as the table alone tells: no film is opened."""
     try:
-        return GOOD, f"data: {path}, {len(read_film_table(path))} rows"
+        films, audit = table.films(settings.data, settings.seed)
     except UserError as error:
-        return MISSING, f"data: {error}"
+        return CheckedTable([(MISSING, f"data: {error}")])
+    dropped = [
+        f"{count} {reason.replace('_', ' ')}" for reason, count in audit["rows_dropped"].items() if count
+    ]
+    text = f"data: {settings.data.table}, {len(films)} of {audit['rows']} rows can be used"
+    if dropped:
+        text += f" (dropped: {', '.join(dropped)})"
+    lines = [(GOOD if films else MISSING, text)]
+    nameless = audit["rows_without_patient"]
+    if nameless:
+        text = f"data: {nameless} rows name no patient: nobody can see one person's films in two splits"
+        lines.append((NOTE, text))
+    return CheckedTable(lines, any(film.study["report"] for film in films))
 
 
 def download(data_sets: list[KaggleDataSet], archives: Path) -> Line:

@@ -178,7 +178,7 @@ def summary(figures: dict) -> Iterator[str]:
 
 
 def audit_lines(audits: dict[str, dict]) -> Iterator[str]:
-    """A line a data set: how many images are kept, and what was dropped and why."""
+    """A line a data set: how many images are kept, what was dropped and why, and what is not known."""
     for name, audit in audits.items():
         reasons = {}
         for key, count in audit.items():
@@ -187,7 +187,12 @@ def audit_lines(audits: dict[str, dict]) -> Iterator[str]:
             elif key.endswith("_dropped"):
                 reasons[key.removesuffix("_dropped")] = count
         counts = [f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count]
-        yield f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
+        line = f"{name}: {audit['images_kept']} images kept; dropped: {', '.join(counts) or 'none'}"
+        blanked = audit.get("cells_blanked", {})
+        unknown = {"rows without patient": audit.get("rows_without_patient", 0)}
+        unknown |= {f"{column.replace('_', ' ')} blanked": count for column, count in blanked.items()}
+        counts = [f"{count} {what}" for what, count in unknown.items() if count]
+        yield f"{line}; {', '.join(counts)}" if counts else line
 
 
 def end_on_sigterm(number: int, frame: object) -> None:

@@ -1,12 +1,14 @@
-"""All five stages on real films with real reports: as a table of one's own, and in Open-i's layout."""
+"""All five stages on real films with real reports: a table of one's own and Open-i's layout, in one run."""
 
 import csv
+import itertools
 import json
 import os
 import re
 import shutil
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,14 +25,26 @@ from explainmyxray.tables import read_table
 from kaggle_archives import write_zip
 from test_openi import ARCHIVE, study_members
 
-NUM_FILMS = 300
+NUM_FILMS = {"table": 300, "openi": 60}
 NO_FLIP = {"augment": {"horizontal_flip": 0.0}}
 RUN = {"train": {"max_steps": 6}, "evaluate": {"samples": 4, "sampled_images": 8}}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A real film with a real report."""
+
+    film: Path
+    report: openi_reports.OpeniReport
+
+    @property
+    def text(self) -> str:
+        return join_sections(self.report.findings, self.report.impression)
+
+
 @pytest.fixture(scope="module")
-def cases() -> list[tuple[Path, openi_reports.OpeniReport]]:
-    """Real films, each with a real report: a normal one beside a normal film."""
+def cases() -> dict[str, list[Case]]:
+    """By source; a normal film has a normal report."""
     if not REAL.exists():
         pytest.skip("the real films are not beside this checkout")
     try:
@@ -38,48 +52,49 @@ def cases() -> list[tuple[Path, openi_reports.OpeniReport]]:
     except OSError as error:
         pytest.skip(f"Open-i's reports cannot be fetched: {error}")
     reports = [report for report in reports if report.findings and report.impression]
-    found = []
+    found = {source: [] for source in NUM_FILMS}
     for folder, normal in (("NORMAL", True), ("PNEUMONIA", False)):
-        films = sorted((REAL / "chest_xray_pneumonia/train" / folder).iterdir())[: NUM_FILMS // 2]
-        fitting = [each for each in reports if (findings_of_mesh(each.mesh) == "No Finding") == normal]
-        found += zip(films, fitting[: len(films)], strict=True)
+        films = sorted((REAL / "chest_xray_pneumonia/train" / folder).iterdir())
+        indexed = [(each, findings_of_mesh(each.mesh)) for each in reports]
+        fitting = [each for each, labels in indexed if labels and (labels == "No Finding") == normal]
+        pairs = zip(films, fitting)  # there are more films than are taken, and more reports
+        for source, count in NUM_FILMS.items():
+            found[source] += [Case(*pair) for pair in itertools.islice(pairs, count // 2)]
     return found
 
 
-def prepare_table(folder: Path, cases: list) -> None:
+def prepare_table(folder: Path, cases: list[Case]) -> None:
     """The films and a CSV; a film's name says whose it is."""
     (folder / "my").mkdir()
     with (folder / "my/films.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "patient", "report"])
-        for film, report in cases:
-            shutil.copy(film, folder / "my")
-            patient = re.match(r"person\d+_[a-z]+|.*IM-\d+", film.name)[0]
-            writer.writerow([film.name, patient, join_sections(report.findings, report.impression)])
+        for case in cases:
+            shutil.copy(case.film, folder / "my")
+            patient = re.match(r"person\d+_[a-z]+|.*IM-\d+", case.film.name)[0]
+            writer.writerow([case.film.name, patient, case.text])
 
 
-def prepare_openi(folder: Path, cases: list) -> None:
+def prepare_openi(folder: Path, cases: list[Case]) -> None:
     """An archive laid out as Kaggle's."""
     studies = []
-    for _, report in cases:
+    for case in cases:
+        report = case.report
         study = {"uid": report.uid, "MeSH": ";".join(report.mesh)}
         studies.append(study | {"findings": report.findings, "impression": report.impression})
     lateral = (ROOT.parent / "shared/real/nih_sample/images").glob("*.png")
     other = next(lateral).read_bytes()
-    members = study_members(studies, lambda n: cases[n][0].read_bytes() if n < 5000 else other)
+    members = study_members(studies, lambda n: cases[n].film.read_bytes() if n < 5000 else other)
     write_zip(folder / "data/archives" / ARCHIVE, members)
 
 
-PREPARE = {"table": prepare_table, "openi": prepare_openi}
-
-
-@pytest.fixture(scope="module", params=PREPARE)
-def finished_run(request, cases, tmp_path_factory) -> tuple[str, Path]:
-    """A folder where all five stages have run, and the source's name."""
-    source = request.param
-    folder = tmp_path_factory.mktemp(source)
-    PREPARE[source](folder, cases)
-    data = {"data": {"source": source, "table": "my/films.csv"}}
+@pytest.fixture(scope="module")
+def finished_run(cases, tmp_path_factory) -> Path:
+    """A folder where all five stages have run."""
+    folder = tmp_path_factory.mktemp("real")
+    prepare_table(folder, cases["table"])
+    prepare_openi(folder, cases["openi"])
+    data = {"data": {"source": list(NUM_FILMS), "table": "my/films.csv"}}
     here = os.getcwd()
     os.chdir(folder)
     try:
@@ -95,7 +110,7 @@ def finished_run(request, cases, tmp_path_factory) -> tuple[str, Path]:
         run_stage("evaluate")
     finally:
         os.chdir(here)
-    return source, folder
+    return folder
 
 
 def read_metrics(folder: Path, name: str) -> dict:
@@ -105,20 +120,23 @@ def read_metrics(folder: Path, name: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.network
 def test_real_films_with_real_reports_through_all_five_stages(finished_run, cases):
-    source, folder = finished_run
-    audit = read_metrics(folder, "fetch")[source]
-    assert audit["images_kept"] + audit["pixel_copies_dropped"] == NUM_FILMS
+    folder = finished_run
+    for source, count in NUM_FILMS.items():
+        audit = read_metrics(folder, "fetch")[source]
+        assert audit["images_kept"] + audit["pixel_copies_dropped"] == count
     split = read_metrics(folder, "split")
     assert not any(split["shared"].values())
     assert split["leaks_that_cannot_be_seen"] == {"images_without_patient": 0}
-    if source == "openi":
-        assert split["labels_against_index"]["micro_f1"] > 0.8
+    check = split["labels_against_index"]
+    assert check["images"] == read_metrics(folder, "fetch")["openi"]["images_kept"]
+    assert check["micro_f1"] > 0.8
 
-    written = {join_sections(report.findings, report.impression) for _, report in cases}
+    written = {case.text for of_source in cases.values() for case in of_source}
     predictions = read_table(folder / "metrics/predictions.csv", COLUMNS)
     assert set(predictions["report"]) <= written and set(predictions["nearest"]) <= written
 
     figures = read_metrics(folder, "eval")
+    assert set(figures["slices"]["source"]) == set(NUM_FILMS)
     references = figures["references"]
     assert references["real"] == references["labels_read_by_labeler"] == figures["n"] > 20
     assert "the labeler reads in both reports" in references["f1_compares"]
@@ -151,7 +169,7 @@ def test_radeval_reads_the_predictions_as_the_page_says(finished_run, monkeypatc
             return {}
 
     monkeypatch.setitem(sys.modules, "RadEval", types.SimpleNamespace(RadEval=RadEval))
-    monkeypatch.chdir(finished_run[1])
+    monkeypatch.chdir(finished_run)
     exec(compile(lines, "docs/results.md", "exec"), {})
     predictions = pd.read_csv("metrics/predictions.csv", keep_default_na=False)
     assert (

@@ -47,6 +47,14 @@ def add_film(folder: Path, name: str, seed: int, format: str = "PNG") -> None:
     path.write_bytes(encoded(pixels(seed), format))
 
 
+def say_of_data(monkeypatch, capsys) -> list[str]:
+    """What the doctor says of the data."""
+    monkeypatch.setattr("sys.argv", ["doctor.py"])
+    with pytest.raises(SystemExit):
+        doctor.main()
+    return [line for line in capsys.readouterr().out.splitlines() if " data: " in line]
+
+
 def run() -> tuple[pd.DataFrame, dict]:
     """The studies table by image, and the audit."""
     fetch.main()
@@ -142,18 +150,19 @@ def test_names_that_no_disk_takes_and_names_alike_are_told_apart(films):
     assert all(path.isascii() and len(path) < 110 for path in studies["image"])
 
 
-def test_patients_left_blank_are_counted_and_names_become_a_hash(films):
+def test_patients_left_blank_are_counted_and_names_become_a_hash(films, capsys):
     for number in range(4):
         add_film(films, f"{number}.png", number)
     write_rows(
         films,
         ("0.png", "", "Clear."),
         ("1.png", " ", "Clear."),
-        ("2.png", "Doe, Jane", "Clear."),
+        ("2.png", "Doe, Jane", "Clear.", "", "", "unknown"),
         ("3.png", "Doe, Jane", "Clear."),
     )
     studies, audit = run()
     assert audit["rows_without_patient"] == 2
+    assert "dropped: none; 2 rows without patient, 1 age years blanked" in capsys.readouterr().out
     assert (studies["patient"] == "").sum() == 2 and studies["patient"].nunique() == 2
     assert not studies["patient"].str.contains("Doe").any()
 
@@ -192,10 +201,23 @@ def test_no_usable_film_at_all_is_one_line_that_counts_why(films):
 
 
 def test_doctor_reads_the_table(films, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["doctor.py"])
-    with pytest.raises(SystemExit):
-        doctor.main()
-    assert "MISSING  data: data.table: there is no my/films.csv" in capsys.readouterr().out
+    monkeypatch.setattr("doctor.base", lambda settings: ())  # the slow ones, which do not look at data
+    monkeypatch.setattr("doctor.step", lambda settings: ())
+    (line,) = say_of_data(monkeypatch, capsys)
+    assert line.startswith("MISSING  data: data.table: there is no my/films.csv")
+    write_rows(films, ("1.png", "p", "", "effusion"))
+    (line,) = say_of_data(monkeypatch, capsys)
+    assert line.startswith("MISSING  data: my/films.csv, row 2: the label 'effusion'")
+    write_rows(films, ("1.png", "p", "Clear."), ("2.png", "", "Small left effusion."), ("3.png", "p"))
+    lines = say_of_data(monkeypatch, capsys)
+    assert (
+        lines[0]
+        == "ok       data: my/films.csv, 2 of 3 rows can be used (dropped: 1 no report and no labels)"
+    )
+    assert lines[1].startswith("note     data: 1 rows name no patient")
+    assert "augment.horizontal_flip=0.0" in lines[2] and len(lines) == 3
+    write_rows(films, ("1.png", "p", "", "Mass"))
+    assert say_of_data(monkeypatch, capsys) == ["ok       data: my/films.csv, 1 of 1 rows can be used"]
 
 
 def test_the_page_begins_with_a_table_that_can_be_used(films):
