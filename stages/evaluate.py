@@ -255,7 +255,7 @@ def summary(metrics: dict) -> str:
         f"findings are what the labeler reads, whose own F1 is {labeler['doubt_as_absent']['f1']:.3f} on "
         f"{labeler['reports']} real reports,"
     )
-    lines.append(f"{labeler['without_doubt']['f1']:.3f} where they have no doubt: docs/labeler.md")
+    lines.append(f"{labeler['without_doubt']['f1']:.3f} of statements without doubt: docs/labeler.md")
     lines += [decodings_line(split, metrics["decodings"][split]) for split in ("test", "val")]
     calibration = metrics["calibration"]
     lines.append(

@@ -121,8 +121,9 @@ class Cost:
     peak_mib: float  # of its largest process
 
 
-# Runs a command; prints its seconds, the processor's, and the MiB of the largest of its processes. A subreaper
-# (prctl 36): of a process whose parent has ended, as the one that decodes, only who waits for it gets to know.
+# Runs a command; prints its seconds, the processor's, and the MiB of the largest of its processes. It is a
+# subreaper (prctl 36): of a process whose parent has ended, as the one that decodes, only who waits for it
+# gets to know.
 MEASURED = """import ctypes, os, resource, subprocess, sys, time
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 started = time.perf_counter()

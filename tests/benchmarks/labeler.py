@@ -40,7 +40,7 @@ class Agreement:
     examples: dict[str, list[str]] = field(default_factory=lambda: {LABELER_ALONE: [], INDEX_ALONE: []})
 
     def scores(self, doubt: str = LEFT_OUT) -> dict[str, float]:
-        """Precision, recall and F1; 0 where there is nothing. `doubt`: what an uncertain finding counts as."""
+        """Precision, recall and F1; 0 where there is nothing. `doubt`: how an uncertain finding counts."""
         both = self.without_doubt[BOTH]
         labeler = both + self.without_doubt[LABELER_ALONE]
         index = both + self.without_doubt[INDEX_ALONE]

@@ -3,9 +3,9 @@
     python tests/benchmarks/table.py    # 5,000, 20,000 and 100,000 rows; 4 GB of disk in --folder
     python tests/benchmarks/table.py --counts 5000
 
-Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. For each
-stage: seconds, seconds of processor time over all its processes (which a busy machine hardly changes), and
-the MiB of its largest process. The last line is JSON.
+Stand-in films (JPEG, 256 pixels, no two alike) with reports of template wording, two films a patient. For
+each stage: seconds, seconds of processor time over all its processes (which a busy machine hardly changes),
+and the MiB of its largest process. The last line is JSON.
 """
 
 import argparse

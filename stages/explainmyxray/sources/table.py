@@ -133,7 +133,8 @@ def read_film_table(path: str) -> pd.DataFrame:
     except ValueError as error:  # as are pandas' errors and UnicodeDecodeError
         problem = str(error).strip().splitlines()[0]
         raise UserError(
-            f"data.table: {path} is no CSV in UTF-8: {problem}; a cell that holds a comma wants quotes around it"
+            f"data.table: {path} is no CSV in UTF-8: {problem}; a cell that holds a comma wants quotes "
+            "around it"
         ) from None
     missing = [name for name in NEEDED if name not in table]
     if not any(name in table for name in EITHER):
