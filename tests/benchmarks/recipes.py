@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from explainmyxray.model.decoded_weights import forget_decoded_weights
+from explainmyxray.model.lora_linear import FusedLora, use_fused_lora
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.sources import phantom
 from explainmyxray.training.batches import ReportDataset, truncate_reports
@@ -108,8 +109,9 @@ class PlainCollator:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train: with which Trainer, on which samples, and by which plan (None: all layers are recomputed, as
-    `Trainer` itself enables it).
+    """A way to train: with which Trainer, on which samples, and by which plan.
+
+    Without a plan all layers are recomputed, as `Trainer` itself enables it, and LoRA is PEFT's own.
     """
 
     trainer: type[Trainer]
@@ -129,7 +131,7 @@ def our_recipe(dataset: ReportDataset, processor, plan: MemoryPlan) -> Recipe:
 
 
 def make_plans(settings: Settings, dataset: ReportDataset, free: float) -> dict[str, MemoryPlan]:
-    """What `free` bytes may be spent on: the guide's values, `auto` with weights that stay in 4 bits, and `auto`."""
+    """What `free` bytes may be spent on: the guide's values; `auto` with weights in 4 bits; and `auto`."""
     report_length = min(max(dataset.report_lengths), dataset.max_report_length)
     estimate = estimate_step(settings, dataset.prompt_length, report_length)
     layers = tuple(replace(layer, num_decodable=0) for layer in estimate.layers)
@@ -139,6 +141,13 @@ def make_plans(settings: Settings, dataset: ReportDataset, free: float) -> dict[
         FOUR_BIT: choose_plan(four_bit, "auto", free),
         AUTO: choose_plan(estimate, "auto", free),
     }
+
+
+def use_peft_lora(model) -> None:
+    """Have the LoRA layers of `model` compute as PEFT has them."""
+    for module in model.modules():
+        if isinstance(module, FusedLora):
+            module.__class__ = type(module).__bases__[1]
 
 
 @dataclass(frozen=True)
@@ -183,9 +192,11 @@ def run_steps(
     """
     if recipe.plan is None:
         forget_decoded_weights(model)
+        use_peft_lora(model)
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         apply_plan(model, recipe.plan)
+        use_fused_lora(model)
     timer = StepTimer(deadline)
     with tempfile.TemporaryDirectory() as folder:
         trainer = recipe.trainer(

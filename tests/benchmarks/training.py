@@ -27,7 +27,11 @@ from transformers.utils import logging
 
 import paligemma_3b
 from benchmarks.recipes import (
+    AUTO,
     DTYPES,
+    FOUR_BIT,
+    GUIDE,
+    make_plans,
     make_settings,
     our_recipe,
     peak_of_step,
@@ -37,8 +41,8 @@ from benchmarks.recipes import (
 )
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import compute_dtype, device, load_base, load_processor
+from explainmyxray.model.free_memory import free_memory
 from explainmyxray.settings import Settings
-from explainmyxray.training import memory
 from explainmyxray.training.batches import ReportDataset
 
 NUM_FILMS, ROUNDS = 64, 3
@@ -71,17 +75,14 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     dataset = ReportDataset(rows, folder / "prepared", processor, settings.model.max_length)
 
     # As the stage does, before any weight is loaded.
-    free = memory.free_memory()
-    estimate = memory.estimate_step(settings, dataset.prompt_length, max(dataset.report_lengths))
-    fewest, auto = estimate.num_stored(True, free), estimate.num_stored("auto", free)
-
+    plans = make_plans(settings, dataset, free_memory())
     model = add_lora(load_base(settings.model, settings.quantization), settings.lora)
     recipes = {
         "plain, films": plain_recipe(folder, rows, processor),
         "plain, prepared": plain_recipe(folder, rows, processor, "prepared"),
-        "this repository": our_recipe(dataset, processor, fewest),
-        "with auto": our_recipe(dataset, processor, auto),
     }
+    for name, plan in plans.items():
+        recipes[name] = our_recipe(dataset, processor, plan)
 
     # The first round warms up.
     seconds = {name: float("inf") for name in recipes}
@@ -104,25 +105,25 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         "reaches "
         f"{speed / 1e9:.0f} GFLOP/s here, so at most {speed / flops:.0f} images/s"
     )
-    print(
-        f"estimated peak: {estimate.peak(fewest) / 2**20:.0f} MiB, with auto "
-        f"{estimate.peak(auto) / 2**20:.0f} MiB"
-    )
+    for name, plan in plans.items():
+        print(f"{name}: estimated peak {plan.peak / 2**20:.0f} MiB; {plan}")
     if options.profile:
         with profile() as profiler:
-            run_steps(model, recipes["this repository"], settings, num_steps=1)
+            run_steps(model, recipes[AUTO], settings, num_steps=1)
         table = profiler.key_averages().table(
             sort_by=f"self_{device().type}_time_total", row_limit=20, max_name_column_width=50
         )
         print(table)
     figures = {
-        "ratio": round(rates["this repository"] / rates["plain, films"], 3),
-        "ratio_prepared": round(rates["this repository"] / rates["plain, prepared"], 3),
-        "ratio_auto": round(rates["with auto"] / rates["plain, films"], 3),
-        "peak_gib": round(peaks["this repository"] / 2**30, 3),
+        "ratio": round(rates[AUTO] / rates["plain, films"], 3),
+        "ratio_prepared": round(rates[AUTO] / rates["plain, prepared"], 3),
+        "ratio_four_bit": round(rates[FOUR_BIT] / rates["plain, films"], 3),
+        "ratio_all_recomputed": round(rates[GUIDE] / rates["plain, films"], 3),
+        "peak_gib": round(peaks[AUTO] / 2**30, 3),
+        "peak_gib_all_recomputed": round(peaks[GUIDE] / 2**30, 3),
         "peak_gib_plain": round(peaks["plain, films"] / 2**30, 3),
-        "estimated_gib": round(estimate.peak(fewest) / 2**30, 3),
-        "images_per_s": round(rates["this repository"], 2),
+        "estimated_gib": round(plans[AUTO].peak / 2**30, 3),
+        "images_per_s": round(rates[AUTO], 2),
         "floor_images_per_s": round(speed / flops, 1),
         "shape": options.shape,
         "precision": options.precision,

@@ -18,7 +18,7 @@ FLOAT32 = 4  # bytes: products may be in 16 bits, what is between them need not 
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """Bytes: what generating takes beside the weights, what was free for it, and what is held decoded of what."""
+    """Bytes: what generating takes beside the weights, what was free for it, and how much of what is decoded."""
 
     working: int
     free: float
@@ -44,8 +44,8 @@ class InferencePlan:
 def hold_decoded_weights(
     model, processor: ReportProcessor, batch_size: int, num_texts: int, max_new_tokens: int
 ) -> InferencePlan:
-    """Have a loaded PEFT `model` hold so many of its 4-bit weights decoded as fit beside what it takes to generate
-    `num_texts` texts at once for `batch_size` images; prints the plan in one line.
+    """Have a loaded PEFT `model` hold so many of its 4-bit weights decoded as fit beside what it takes to
+    generate `num_texts` texts at once for `batch_size` images; prints the plan in one line.
     """
     working = working_memory(model, processor, batch_size, num_texts, max_new_tokens)
     free = free_memory()
@@ -64,7 +64,7 @@ def hold_decoded_weights(
 def working_memory(
     model, processor: ReportProcessor, batch_size: int, num_texts: int, max_new_tokens: int
 ) -> int:
-    """Bytes that generating and explaining take beside the weights, by arithmetic; rather too many than too few."""
+    """Bytes that generating and explaining take beside the weights, by arithmetic; rather too many."""
     family = family_of(model)
     text, vision = family.config.get_text_config(), family.config.vision_config
     num_patches = (processor.image_size // family.patch_size) ** 2
@@ -75,8 +75,8 @@ def working_memory(
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * FLOAT32
     cache = 2 * num_texts * length * token
 
-    # Beside them the largest of: the logits; a layer's tensors, for all patches or all tokens of the prompt; all
-    # that the backward of a saliency map needs, of one image.
+    # Beside them the largest of: the logits; a layer's tensors, for all patches or all tokens of the prompt;
+    # all that the backward of a saliency map needs, of one image.
     logits = num_texts * text.vocab_size * LOGIT_BYTES
     of_patch = FLOAT32 * (4 * vision.hidden_size + 3 * vision.intermediate_size)
     of_token = FLOAT32 * (4 * text.hidden_size + 3 * text.intermediate_size)

@@ -27,8 +27,8 @@ LOGIT_BYTES = 12  # of a logit at the worst moment: float32 logits, log-softmax,
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What a layer costs a step: bytes that it holds for its backward, `input` where it is recomputed, else `saved`;
-    the operations of its forward's products of matrices; and its 4-bit weights.
+    """What a layer costs a step: bytes that it holds for its backward, `input` where it is recomputed, else
+    `saved`; the operations of its forward's products of matrices; and its 4-bit weights.
     """
 
     input: int = 0
@@ -57,8 +57,8 @@ class StepMemory:
         return (*self.layers, self.rest)
 
     def peak(self, num_stored: int, decoded: frozenset[int] = frozenset()) -> int:
-        """The most that is held at once where all layers but the last `num_stored` are recomputed, and the weights
-        of the parts with the numbers `decoded` are held decoded.
+        """The most that is held at once where all layers but the last `num_stored` are recomputed, and the
+        weights of the parts with the numbers `decoded` are held decoded.
 
         The backward pass runs from the last layer to the first, so that the last layers' memory is free again
         before the first layers are recomputed.
@@ -81,8 +81,8 @@ class StepMemory:
         return self._constant(decoded) + inputs + max(turning, recomputing)
 
     def validation_peak(self, decoded: frozenset[int] = frozenset()) -> int:
-        """The most that a validation holds, of twice the images and no backward: counted as one layer's tensors,
-        and the logits.
+        """The most that a validation holds, of twice the images and no backward: counted as one layer's
+        tensors, and the logits.
         """
         layer = max(layer.saved for layer in self.layers)
         return self._constant(decoded) + self._workspace(decoded) + 2 * layer + self.logits

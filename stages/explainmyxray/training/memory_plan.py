@@ -1,8 +1,8 @@
 """What a device's free memory is spent on: stored activations and decoded weights compete for it.
 
-A layer whose activations are stored is not recomputed in the backward pass; 4-bit weights that are held decoded
-are not decoded at each product. Neither changes a number. What saves most time a byte is taken first; what does
-not fit is recomputed, or stays in 4 bits.
+A layer whose activations are stored is not recomputed in the backward pass; 4-bit weights that are held
+decoded are not decoded at each product. Neither changes a number. What saves most time a byte is taken first;
+what does not fit is recomputed, or stays in 4 bits.
 """
 
 from dataclasses import dataclass, replace
@@ -17,14 +17,15 @@ from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB, free_memory
 from explainmyxray.settings import Settings
 from explainmyxray.training.memory import StepMemory, checkpointable_layers, estimate_step
 
-# Operations of products of matrices in the time that decoding a weight takes, to weigh one against the other. On a
-# CPU measured with bitsandbytes 0.50.2; on a GPU calculated for a T4, where decoding moves 4.5 bytes a weight.
+# Operations of products of matrices in the time that decoding a weight takes, to weigh one against the other.
+# On a CPU measured with bitsandbytes 0.50.2; on a GPU calculated for a T4, where decoding moves 4.5 bytes a
+# weight.
 OPERATIONS_TO_DECODE = {"cpu": 300, "cuda": 560}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Which layers of a model are not recomputed, the last `num_stored`, and which parts hold decoded weights.
+    """Which layers of a model are not recomputed, the last `num_stored`; which parts hold decoded weights.
 
     `decoded` are numbers of `StepMemory.parts`. `free` are the bytes that there were to spend.
     """
@@ -97,7 +98,7 @@ def plan_memory(settings: Settings, prompt_length: int, report_length: int) -> M
 def choose_plan(
     estimate: StepMemory, gradient_checkpointing: bool | Literal["auto"], free: float
 ) -> MemoryPlan:
-    """All layers but one recomputed (true), none (false), or what `free` bytes ask for, what saves most first.
+    """All layers but one recomputed (true), none (false), or what `free` bytes ask for (auto).
 
     The last layer's backward follows its forward at once, so that recomputing it would save nothing.
     """
