@@ -114,7 +114,7 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     # 1) The tuned model's report of each image, and, as `blind`, its report of another patient's image.
     base = check_base(tuned_base(ADAPTER, settings.model))
-    processor = load_processor(base)
+    processor = load_processor(base, settings.data.image_size)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER, processor.prompt)
     plan = hold_decoded_for(model, processor, settings.evaluate)
     if settings.evaluate.decoding == "consensus":  # all are sampled for it

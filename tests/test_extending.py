@@ -16,6 +16,7 @@ import pytest
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from PIL import Image
+from transformers import LlamaConfig
 
 from conftest import ROOT, SMALL, write_params
 from explainmyxray.errors import UserError
@@ -152,9 +153,50 @@ def loss_of_a_report(base, settings, processor) -> float:
     return loss.item()
 
 
-def test_any_other_family_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is a gemma3 model"):
-        prepare_base("gemma3", tmp_path)
+def test_a_model_that_no_family_fits_is_refused(tmp_path):
+    settings = load_settings(ROOT / "params.yaml")
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a llama model: take PaliGemma, or a chat model that sees images"):
+        check_base(settings.model.model_copy(update={"id": str(tmp_path)}))
+
+
+def test_a_family(changed, tmp_path):
+    """The loss is that of the conversation as LLaVA's authors write it, spelt out here by hand."""
+    folder = changed("A base")
+    save_tiny_base("llava", tmp_path / "llava")
+    printed = run_program(
+        folder,
+        r"""
+import torch
+from PIL import Image
+from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.settings import load_settings
+from explainmyxray.training.loss import report_loss
+from explainmyxray.model.adapter import add_lora
+from explainmyxray.training.memory import estimate_step
+
+settings = load_settings()
+base = check_base(settings.model.model_copy(update={"id": "llava"}), settings.data.image_size)
+processor = load_processor(base, settings.data.image_size)
+model = add_lora(load_base(base, settings.quantization), settings.lora)
+image, report = Image.new("L", (224, 224), 90), "No effusion."
+found = report_loss(model, processor.training_batch([(image, report)]))
+
+by_hand = processor.processor(
+    images=image.convert("RGB"), text=f"USER: <image>\n{processor.prompt} ASSISTANT: ", return_tensors="pt"
+)
+target = processor.tokenizer(f"{report}<eos>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+labels = torch.cat([torch.full_like(by_hand["input_ids"], -100), target], 1)
+input_ids = torch.cat([by_hand["input_ids"], target], 1)
+own = model(input_ids=input_ids, pixel_values=by_hand["pixel_values"], labels=labels).loss
+print(found.item(), own.item())
+report_length = target.shape[1]
+step = estimate_step(settings.model_copy(update={"model": base}), processor.prompt_length, report_length)
+assert step.peak(num_stored=1) > 0
+""",
+    )
+    found, expected = map(float, printed.split())
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def prepare_base(name: str, folder: Path):

@@ -12,10 +12,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    CLIPImageProcessor,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
@@ -86,7 +90,7 @@ TEXT = {
 
 
 def save_tiny_base(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write the tiny base `name`, one of `NAMES`, to `folder`, as a hub repository would hold it."""
+    """Write the tiny base `name`, one of `BUILDERS`, to `folder`, as a hub repository would hold it."""
     torch.manual_seed(seed)
     model, processor = BUILDERS[name]()
     model.eval().save_pretrained(folder, safe_serialization=True)
@@ -201,7 +205,10 @@ def gemma3():
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=[ids("<eos>"), ids("<end_of_turn>")],
     )
-    return Gemma3ForConditionalGeneration(config), processor
+    model = Gemma3ForConditionalGeneration(config)
+    # Zero where nothing has been trained: a base that sees nothing.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
+    return model, processor
 
 
 def qwen3_vl():
@@ -227,7 +234,14 @@ def qwen3_vl():
     )
     tokenizer.chat_template = QWEN3_VL_TEMPLATE
     size = {"shortest_edge": 224 * 224, "longest_edge": 224 * 224}
-    image_processor = Qwen2VLImageProcessor(patch_size=28, merge_size=2, temporal_patch_size=2, size=size)
+    image_processor = Qwen2VLImageProcessor(
+        patch_size=28,
+        merge_size=2,
+        temporal_patch_size=2,
+        size=size,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     video_processor = Qwen3VLVideoProcessor(patch_size=28, merge_size=2, temporal_patch_size=2)
     processor = Qwen3VLProcessor(image_processor, tokenizer, video_processor, chat_template=QWEN3_VL_TEMPLATE)
     ids = tokenizer.convert_tokens_to_ids
@@ -262,10 +276,31 @@ def qwen3_vl():
     return model, processor
 
 
+def llava():
+    """As LLaVA 1.5 without a chat template: CLIP's tower, whose class token is left out, and Llama."""
+    tokenizer = gemma_tokenizer(["<image>", "USER", "ASSISTANT"])
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=56,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    config = LlavaConfig(
+        vision_config={**VISION, "model_type": "clip_vision_model", "image_size": 224, "patch_size": 56},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    return LlavaForConditionalGeneration(config), processor
+
+
 BUILDERS = {
     "paligemma-224": lambda: paligemma(224, "gemma"),
     "paligemma-448": lambda: paligemma(448, "gemma"),
     "paligemma2": lambda: paligemma(224, "gemma2"),
     "gemma3": gemma3,
     "qwen3-vl": qwen3_vl,
+    "llava": llava,
 }

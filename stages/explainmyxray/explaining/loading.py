@@ -24,7 +24,7 @@ def load_explainer(adapter: str, samples: int | None) -> Explainer:
     settings = load_settings()
     folder = adapter if adapter == ADAPTER else adapter_folder(adapter)
     base = check_base(tuned_base(folder, settings.model))
-    processor = load_processor(base)
+    processor = load_processor(base, settings.data.image_size)
     model = load_adapter(load_base(base, settings.quantization), folder, processor.prompt)
     hold_decoded_for(model, processor, settings.evaluate)
     return Explainer(

@@ -22,6 +22,7 @@ from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.hub import hub_errors
 from explainmyxray.model.families import Family, choose_family
 from explainmyxray.model.families.family import ReportProcessor
+from explainmyxray.model.float32_stream import keep_float32_stream
 from explainmyxray.model.four_bit import fix_cpu_kernels
 
 
@@ -121,4 +122,6 @@ def load_base(model: settings.Model, quantization: settings.Quantization) -> Pre
         )
     base.requires_grad_(False)
     fix_cpu_kernels(base)
+    if dtype == torch.float16 and family.needs_float32_stream:
+        keep_float32_stream(base)
     return base.eval()

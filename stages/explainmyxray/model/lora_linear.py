@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional as F
 
 from explainmyxray.model.decoded_weights import frozen_weight
+from explainmyxray.model.float32_stream import has_float32_stream
 
 
 def use_fused_lora(model: torch.nn.Module) -> None:
@@ -29,6 +30,10 @@ class FusedLora:
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         adapters = [name for name in self.active_adapters if name in self.lora_A]
         base = self.get_base_layer()
+        if has_float32_stream(base):
+            # Its input may be beyond fp16's range, to which autocast would bring LoRA's small products.
+            with torch.autocast(x.device.type, enabled=False):
+                return super().forward(x, *args, **kwargs)
         fits = (
             len(adapters) == 1
             and not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)

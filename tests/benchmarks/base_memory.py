@@ -1,0 +1,94 @@
+"""What a training step asks of 16 GB for each base of `tests/base_configs.yaml`, estimated at the guide's values.
+
+    python tests/benchmarks/base_memory.py                          # the table of docs/bases.md
+    python tests/benchmarks/base_memory.py --language-model-only    # LoRA on the language model's layers alone
+
+No weights are loaded: a model on the meta device has shapes and no content. Computes as a T4 does, in fp16.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__file__).resolve().parents[1])]
+
+import torch
+from ruamel.yaml import YAML
+
+from explainmyxray.model.base import load_family
+from explainmyxray.settings import Settings, load_settings
+from explainmyxray.training import memory
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+T4 = 14.5 * GIB  # of its 16 GB, what is free to torch once CUDA is up
+TEXT_TOKENS = 128  # of prompt and report: what the guide's max_length 384 leaves beside 256 image tokens
+OVERHEAD = 1.1  # what the allocator loses between blocks
+LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o)_proj"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--language-model-only", action="store_true")
+    options = parser.parse_args()
+    memory.compute_dtype = lambda quantization: torch.float16
+    print(
+        "| base | pixels | image tokens | 4-bit weights | all recomputed | none recomputed | recomputed with `auto` |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, entry in read_bases().items():
+        with tempfile.TemporaryDirectory() as folder:
+            settings = make_settings(Path(folder), entry)
+            if options.language_model_only:
+                lora = settings.lora.model_copy(update={"target_modules": LANGUAGE_MODEL})
+                settings = settings.model_copy(update={"lora": lora})
+            print(table_row(name, settings), flush=True)
+
+
+def read_bases() -> dict[str, dict]:
+    """By name, each base's `config` and the `image_size` that it is tuned at."""
+    return YAML(typ="safe").load(ROOT / "tests/base_configs.yaml")["bases"]
+
+
+def make_settings(folder: Path, entry: dict) -> Settings:
+    """params.yaml as committed, with the base of an entry, whose configuration is written to `folder`."""
+    (folder / "config.json").write_text(json.dumps(entry["config"]))
+    settings = load_settings(ROOT / "params.yaml")
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update={"id": str(folder)}),
+            "data": settings.data.model_copy(update={"image_size": entry["image_size"]}),
+        }
+    )
+
+
+def estimate(settings: Settings) -> memory.StepMemory:
+    """A step whose image has `TEXT_TOKENS` of prompt and report beside it."""
+    family = load_family(settings.model)
+    prompt_length = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
+    return memory.estimate_step(settings, prompt_length, TEXT_TOKENS - family.prompt_tokens)
+
+
+def table_row(name: str, settings: Settings) -> str:
+    step = estimate(settings)
+    num_layers = len(step.layers)
+    fitting = [count for count in range(1, num_layers + 1) if OVERHEAD * step.peak(count) <= T4]
+    auto = f"{num_layers - max(fitting)} of {num_layers}" if fitting else "does not fit"
+    cells = (
+        name,
+        settings.data.image_size,
+        load_family(settings.model).num_image_tokens(settings.data.image_size),
+        f"{step.weights / GIB:.1f}",
+        f"{OVERHEAD * step.peak(1) / GIB:.1f}",
+        f"{OVERHEAD * step.peak(num_layers) / GIB:.1f}",
+        auto,
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
