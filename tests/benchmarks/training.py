@@ -39,13 +39,14 @@ from benchmarks.recipes import (
     run_steps,
     write_films,
 )
+from benchmarks.trl_recipe import trl_recipe
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import compute_dtype, device, load_base, load_processor
 from explainmyxray.model.free_memory import free_memory
 from explainmyxray.settings import Settings
 from explainmyxray.training.batches import ReportDataset
 
-NUM_FILMS, ROUNDS = 64, 3
+NUM_FILMS = 64
 
 
 def main() -> None:
@@ -57,6 +58,7 @@ def main() -> None:
         "--precision", choices=list(DTYPES), default="fp16" if torch.cuda.is_available() else "fp32"
     )
     parser.add_argument("--steps", type=int, default=4, help="timed optimizer steps a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of all recipes, after one to warm up")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -81,12 +83,17 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         "plain, films": plain_recipe(folder, rows, processor),
         "plain, prepared": plain_recipe(folder, rows, processor, "prepared"),
     }
+    peer = trl_recipe(folder, rows, processor)
+    if peer is None:
+        print("TRL is not installed (tests/benchmarks/trl_recipe.py): its row is left out")
+    else:
+        recipes["TRL, films"] = peer
     for name, plan in plans.items():
         recipes[name] = our_recipe(dataset, processor, plan)
 
     # The first round warms up.
     seconds = {name: float("inf") for name in recipes}
-    for turn in range(ROUNDS + 1):
+    for turn in range(options.rounds + 1):
         for name, recipe in recipes.items():
             measured = run_steps(model, recipe, settings, options.steps)
             if turn > 0:
