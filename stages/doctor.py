@@ -33,10 +33,13 @@ from transformers.utils import logging
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype, load_family
+from explainmyxray.model.families import Family
+from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD
 from explainmyxray.registry import SOURCES, KaggleDataSet
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources import table
 from explainmyxray.sources.kaggle_download import KEY, find_data_set, page
+from explainmyxray.training.memory import estimate_step
 from explainmyxray.training.memory_plan import plan_memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
@@ -46,6 +49,10 @@ GIB = 2**30
 # GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take
 # some 0.4, twice, and three checkpoints of PaliGemma-3B's adapter with its optimizer 0.25
 WORK_DISK = 2
+
+CARD = 14.5 * GIB  # of a T4's 16 GB, what is left to torch
+LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o)_proj"
+SMALL_IMAGE = 224  # pixels
 
 # google/paligemma-3b-*: `main` holds float32 shards, `float16` and `bfloat16` half of that
 PALIGEMMA_3B = "google/paligemma-3b"
@@ -213,13 +220,14 @@ def ask_for_weights(model: Model) -> Weights | None:
 
 
 def step(settings: Settings) -> Iterator[Line]:
-    """Memory of a training step with the longest report
-    that model.max_length allows, against what is free.
+    """Memory of a training step with the longest report that model.max_length allows, against what is free here,
+    and against a card of 16 GB.
     """
     found = check_once(settings.model, settings.data.image_size)
     if found.problem:
         yield NOTE, "memory: not known without the base"
         return
+    settings = settings.model_copy(update={"model": found.model})
     family = load_family(found.model)
     said = io.StringIO()
     try:
@@ -230,6 +238,49 @@ def step(settings: Settings) -> Iterator[Line]:
         yield MISSING, f"memory: {error}"
     else:
         yield GOOD, f"memory: {said.getvalue().strip()}"
+    yield card_line(settings, family)
+
+
+def card_line(settings: Settings, family: Family) -> Line:
+    """Whether a card of 16 GB holds a step in 16 bits, with all layers recomputed; if not, what to change."""
+    needed = card_bytes(settings, family)
+    if needed <= CARD:
+        return GOOD, f"memory: a card of 16 GB holds a step: about {needed / GIB:.1f} of {CARD / GIB} GiB"
+    changes = []
+    for change, smaller in smaller_steps(settings, family):
+        changes.append(change)
+        less = card_bytes(smaller, family)
+        if less <= CARD:
+            return NOTE, (
+                f"memory: a card of 16 GB does not hold a step, about {needed / GIB:.1f} of {CARD / GIB} GiB; "
+                f"about {less / GIB:.1f} with {' '.join(changes)}"
+            )
+    return NOTE, (
+        f"memory: no card of 16 GB holds a step, about {needed / GIB:.1f} of {CARD / GIB} GiB: a smaller model.id"
+    )
+
+
+def card_bytes(settings: Settings, family: Family) -> float:
+    """What a step asks of a GPU that computes in 16 bits."""
+    before = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
+    report_length = max(settings.model.max_length - before, 1)
+    return ALLOCATOR_OVERHEAD * estimate_step(settings, before, report_length, torch.float16).peak(1)
+
+
+def smaller_steps(settings: Settings, family: Family) -> Iterator[tuple[str, Settings]]:
+    """Changes that ask for less memory, each with the settings after it and those before it."""
+    images = settings.train.per_device_train_batch_size * settings.train.gradient_accumulation_steps
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": images}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=batch)})
+    yield " ".join(f"-S train.{name}={value}" for name, value in batch.items()), settings
+
+    lora = settings.lora.model_copy(update={"target_modules": LANGUAGE_MODEL})
+    settings = settings.model_copy(update={"lora": lora})
+    yield f"-S 'lora.target_modules=\"{LANGUAGE_MODEL}\"'", settings
+
+    if family.image_size is None and settings.data.image_size > SMALL_IMAGE:
+        data = settings.data.model_copy(update={"image_size": SMALL_IMAGE})
+        yield f"-S data.image_size={SMALL_IMAGE}", settings.model_copy(update={"data": data})
 
 
 def disk(settings: Settings) -> Iterator[Line]:

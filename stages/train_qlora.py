@@ -28,7 +28,7 @@ from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.generation import GREEDY, generate_texts
 from explainmyxray.gpu import require_usable_gpu
-from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter
+from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter, trainable_by_part
 from explainmyxray.model.base import check_base, load_base, load_family, load_processor
 from explainmyxray.model.inputs import open_image
 from explainmyxray.model.shared_prompt import SharedPromptDecoding
@@ -90,7 +90,9 @@ def train_adapter() -> None:
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
     apply_plan(model, plan)
     num_trainable, percent = count_trainable(model)
-    print(f"LoRA trains {num_trainable:,} parameters, {percent:.4f} % of all", flush=True)
+    by_part = trainable_by_part(model)
+    parts = ", ".join(f"{number:,} in {part}" for part, number in by_part.items() if number)
+    print(f"LoRA trains {num_trainable:,} parameters, {percent:.4f} % of all: {parts}", flush=True)
 
     images = [IMAGES / name for table in rows.values() for name in table["image"]]
     checkpoints /= run_fingerprint(settings, tables, images, base.revision)
@@ -105,7 +107,7 @@ def train_adapter() -> None:
         Path("metrics/curves"),
         report_validation,
     )
-    figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent}
+    figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent, "trainable": by_part}
     if is_main_process():
         save(model, processor.prompt, settings, base, rows, figures)
         num_images = len(rows["train"]) * figures["epochs"]

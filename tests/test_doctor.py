@@ -116,6 +116,7 @@ def test_the_embedded_default_lacks_nothing(tmp_path):
         "GPU: ",
         "base: the folder",
         "memory: a step needs",
+        "memory: a card of 16 GB holds a step: about",
         "disk: ",
         "data: 2000 phantoms",
     ):
@@ -143,6 +144,9 @@ def test_a_step_that_does_not_fit_is_missing_memory(examine):
     assert status == 1
     assert "MISSING  memory: a training step needs about" in said
     assert "train.per_device_train_batch_size=" in said
+    assert "memory: a card of 16 GB does not hold a step" in said
+    fits = "-S train.per_device_train_batch_size=1 -S train.gradient_accumulation_steps=65536\n"
+    assert said.split("GiB; about")[1].split("with ")[1].startswith(fits)
 
 
 def test_the_run_to_come_is_looked_at_and_half_the_download_is_recommended(online):

@@ -1,6 +1,8 @@
 """What holds for every base: five tiny ones with random weights, each of a true configuration's kind."""
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, LlamaConfig
@@ -16,14 +20,15 @@ from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.attribution import attribute
 from explainmyxray.generation import GREEDY, generate_texts
-from explainmyxray.model.adapter import add_lora, load_adapter, save_adapter
+from explainmyxray.model.adapter import add_lora, load_adapter, save_adapter, trainable_by_part
 from explainmyxray.model.base import check_base, load_base, load_processor
 from explainmyxray.model.families import family_of
 from explainmyxray.model.families.family import IGNORE_INDEX, ReportProcessor
 from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.model.tuned_on import save_tuned_on
-from explainmyxray.settings import load_settings
+from explainmyxray.settings import Lora, load_settings
 from explainmyxray.training.loss import report_loss, token_losses
+from explainmyxray.training.memory_plan import enable_gradient_checkpointing
 from explainmyxray.training.trainer import ReportTrainer
 from tiny_bases import NAMES, save_tiny_base
 
@@ -260,6 +265,48 @@ def test_a_finding_is_attributed(bench):
     rows, columns = found["Effusion"].heatmap.shape
     assert rows == columns <= 16
     assert np.isfinite(found["Effusion"].occlusion).all() and found["Effusion"].saliency.any()
+
+
+# --- where LoRA goes ---
+
+
+def lora_of(command: str, folder: Path) -> Lora:
+    """The `lora` section of params.yaml after a command of the page: as a shell splits it and DVC reads it."""
+    params = shutil.copy(ROOT / "params.yaml", folder)
+    overrides = shlex.split(command)[4:]  # dvc exp run -S
+    apply_overrides(params, to_path_overrides(overrides)["params.yaml"])
+    return load_settings(params).lora
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_goes_where_the_page_says(saved, name, tmp_path):
+    section = (ROOT / "docs/bases.md").read_text().split("## Where LoRA goes")[1]
+    everywhere, language_model = re.findall("^    (dvc exp run -S .+)$", section, re.MULTILINE)[:2]
+    model = SETTINGS.model.model_copy(update={"id": saved[name]})
+
+    def trained(lora: Lora) -> tuple[PeftModel, dict[str, int]]:
+        tuned = add_lora(load_base(model, SETTINGS.quantization), lora)
+        return tuned, trainable_by_part(tuned)
+
+    _, guide = trained(SETTINGS.lora)
+    _, all_linear = trained(lora_of(everywhere, tmp_path))
+    tuned, alone = trained(lora_of(language_model, tmp_path))
+    assert (guide["vision_tower"] > 0) == (name != "qwen3-vl")  # whose tower has other names
+    assert all_linear["vision_tower"] > guide["vision_tower"]
+    assert all_linear["language_model"] > guide["language_model"]
+    assert alone == {"vision_tower": 0, "language_model": guide["language_model"], "projector": 0}
+
+    # A frozen tower runs without gradient.
+    features = []
+    family_of(tuned).vision_tower(tuned.get_base_model()).register_forward_hook(
+        lambda module, args, output: features.append(output.last_hidden_state)
+    )
+    size = IMAGE_SIZES[name]
+    batch = load_processor(model, size).training_batch([(Image.new("L", (size, size), 90), REPORTS[0])])
+    enable_gradient_checkpointing(tuned.train(), num_stored=1)
+    report_loss(tuned, batch).backward()
+    assert not features[0].requires_grad
+    assert all(weight.grad is not None for weight in tuned.parameters() if weight.requires_grad)
 
 
 # --- bases and adapters that do not go together, each in one line ---

@@ -55,7 +55,9 @@ def test_metrics_and_curves_are_there(finished):
         "wording_alone",
         "trainable_parameters",
         "trainable_percent",
+        "trainable",
     }
+    assert sum(train["trainable"].values()) == train["trainable_parameters"]
     curve = pd.read_csv(finished / "metrics/curves/plots/metrics/eval_loss.tsv", sep="\t")
     assert list(curve["step"]) == [2, 4, 5]
     assert curve["eval_loss"].min() == pytest.approx(train["eval_loss"], abs=1e-3)

@@ -18,14 +18,14 @@ import torch
 from ruamel.yaml import YAML
 
 from explainmyxray.model.base import load_family
+from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.training import memory
+from explainmyxray.training.memory_plan import choose_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
 T4 = 14.5 * GIB  # of its 16 GB, what is free to torch once CUDA is up
 TEXT_TOKENS = 128  # of prompt and report: what the guide's max_length 384 leaves beside 256 image tokens
-OVERHEAD = 1.1  # what the allocator loses between blocks
 LANGUAGE_MODEL = r".*language_model.*\.(q|k|v|o)_proj"
 
 
@@ -35,7 +35,6 @@ def main() -> None:
     )
     parser.add_argument("--language-model-only", action="store_true")
     options = parser.parse_args()
-    memory.compute_dtype = lambda quantization: torch.float16
     print(
         "| base | pixels | image tokens | 4-bit weights | all recomputed | none recomputed | recomputed with `auto` |"
     )
@@ -70,21 +69,23 @@ def estimate(settings: Settings) -> memory.StepMemory:
     """A step whose image has `TEXT_TOKENS` of prompt and report beside it."""
     family = load_family(settings.model)
     prompt_length = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
-    return memory.estimate_step(settings, prompt_length, TEXT_TOKENS - family.prompt_tokens)
+    return memory.estimate_step(
+        settings, prompt_length, TEXT_TOKENS - family.prompt_tokens, dtype=torch.float16
+    )
 
 
 def table_row(name: str, settings: Settings) -> str:
     step = estimate(settings)
     num_layers = len(step.layers)
-    fitting = [count for count in range(1, num_layers + 1) if OVERHEAD * step.peak(count) <= T4]
-    auto = f"{num_layers - max(fitting)} of {num_layers}" if fitting else "does not fit"
+    plan = choose_plan(step, "auto", T4)
+    auto = f"{plan.num_recomputed} of {num_layers}" if plan.fits else "does not fit"
     cells = (
         name,
         settings.data.image_size,
         load_family(settings.model).num_image_tokens(settings.data.image_size),
         f"{step.weights / GIB:.1f}",
-        f"{OVERHEAD * step.peak(1) / GIB:.1f}",
-        f"{OVERHEAD * step.peak(num_layers) / GIB:.1f}",
+        f"{ALLOCATOR_OVERHEAD * step.peak(1) / GIB:.1f}",
+        f"{ALLOCATOR_OVERHEAD * step.peak(num_layers) / GIB:.1f}",
         auto,
     )
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

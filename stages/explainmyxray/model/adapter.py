@@ -10,10 +10,12 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
+from torch import nn
 
 from explainmyxray import settings
 from explainmyxray.errors import UserError
 from explainmyxray.hub import hub_errors
+from explainmyxray.model.families import family_of
 from explainmyxray.model.lora_linear import use_fused_lora
 from explainmyxray.model.tuned_on import check_prompt
 
@@ -199,3 +201,16 @@ def count_trainable(model: PeftModel) -> tuple[int, float]:
     """Trainable parameters, and their share of all in percent."""
     count, total = model.get_nb_trainable_parameters()
     return count, 100 * count / total
+
+
+def trainable_by_part(model: PeftModel) -> dict[str, int]:
+    """Trainable parameters of the `vision_tower`, of the `language_model`, and of the `projector` between them."""
+    base = model.get_base_model()
+    tower, language_model = family_of(base).vision_tower(base), base.get_decoder()
+    count, total = model.get_nb_trainable_parameters()
+    parts = {"vision_tower": _num_trainable(tower), "language_model": _num_trainable(language_model)}
+    return parts | {"projector": count - sum(parts.values())}
+
+
+def _num_trainable(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import compute_dtype, load_family
 from explainmyxray.model.families.family import LayerInputs
+from explainmyxray.model.float32_stream import keep_float32_stream
 from explainmyxray.settings import Quantization, Settings
 from explainmyxray.training.loss import MAX_CHUNK_LOGITS
 
@@ -102,15 +103,24 @@ def checkpointable_layers(model) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def estimate_step(settings: Settings, prompt_length: int, report_length: int) -> StepMemory:
-    """Memory of a step with reports of `report_length` tokens, after `prompt_length` of image and prompt."""
+def estimate_step(
+    settings: Settings, prompt_length: int, report_length: int, dtype: torch.dtype | None = None
+) -> StepMemory:
+    """Memory of a step with reports of `report_length` tokens, after `prompt_length` of image and prompt.
+
+    Computed in `dtype`, by default as this device does.
+    """
     family = load_family(settings.model)
-    dtype = compute_dtype(settings.quantization)
+    dtype = dtype or compute_dtype(settings.quantization)
 
     # The whole model with its adapter, without the data. Where a part attends by SDPA, it is measured by its
     # stand-in; where it does not (Gemma 2, whose attention has a soft cap), attention weights are saved.
     with torch.device("meta"):
         base = AutoModelForImageTextToText.from_config(family.config).to(dtype).requires_grad_(False)
+        stream_dtype = dtype
+        if dtype == torch.float16 and family.needs_float32_stream:  # as `load_base` does
+            keep_float32_stream(base)
+            stream_dtype = torch.float32
         model = add_lora(base, settings.lora)
     for module in model.modules():
         part = getattr(module, "config", None)
@@ -132,10 +142,11 @@ def estimate_step(settings: Settings, prompt_length: int, report_length: int) ->
     layers, of_layers = [], set()
     for layer in checkpointable_layers(model):
         in_tower = layer in of_tower
+        hidden_dtype = dtype if in_tower else stream_dtype
         inputs = family.layer_inputs(
-            layer, in_tower, batch_size, settings.data.image_size, sequence_length, dtype
+            layer, in_tower, batch_size, settings.data.image_size, sequence_length, hidden_dtype
         )
-        layers.append(measure_layer(layer, inputs, in_tower, dtype, four_bit))
+        layers.append(measure_layer(layer, inputs, in_tower, dtype, hidden_dtype, four_bit))
         of_layers.update(layer.modules())
     in_rest = [module for module in model.modules() if module not in of_layers]
     tower_is_trained = any(weight.requires_grad for weight in family.vision_tower(base).parameters())
@@ -184,9 +195,15 @@ def decoded_sizes(modules: Iterable[nn.Module], four_bit: set[int], dtype: torch
 
 
 def measure_layer(
-    layer: nn.Module, inputs: LayerInputs, in_tower: bool, dtype: torch.dtype, four_bit: set[int]
+    layer: nn.Module,
+    inputs: LayerInputs,
+    in_tower: bool,
+    dtype: torch.dtype,
+    hidden_dtype: torch.dtype,
+    four_bit: set[int],
 ) -> LayerMemory:
-    """Run `layer` on inputs without content; add up what autograd saves, each storage once, no parameter.
+    """Run `layer`, in `dtype`, on inputs without content; add up what autograd saves, each storage once, no
+    parameter.
 
     `four_bit` holds the `id` of each weight that will be in 4 bits. Attention's own products are not counted.
     """
@@ -195,7 +212,7 @@ def measure_layer(
     # A layer of the vision tower takes part in the backward only where it holds an adapter, for nothing
     # before it is trained.
     in_backward = not in_tower or any(weight.requires_grad for weight in layer.parameters())
-    hidden_states = torch.empty(inputs.shape, dtype=dtype, device="meta").requires_grad_(in_backward)
+    hidden_states = torch.empty(inputs.shape, dtype=hidden_dtype, device="meta").requires_grad_(in_backward)
     mask = inputs.kwargs.get("attention_mask")
     extra_tensors = [] if mask is None else [mask]
 
