@@ -34,12 +34,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--language-model-only", action="store_true")
+    parser.add_argument("--only", default="", help="bases whose name holds this")
     options = parser.parse_args()
     print(
-        "| base | pixels | image tokens | 4-bit weights | all recomputed | none recomputed | recomputed with `auto` |"
+        "| base | pixels | image tokens | weights | all recomputed | none recomputed | recomputed by `auto` |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, entry in read_bases().items():
+        if options.only not in name:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             settings = make_settings(Path(folder), entry)
             if options.language_model_only:

@@ -32,7 +32,8 @@ class FusedLora:
         base = self.get_base_layer()
         if has_float32_stream(base):
             # Its input may be beyond fp16's range, to which autocast would bring LoRA's small products.
-            with torch.autocast(x.device.type, enabled=False):
+            device_type = "cpu" if x.is_meta else x.device.type
+            with torch.autocast(device_type, enabled=False):
                 return super().forward(x, *args, **kwargs)
         fits = (
             len(adapters) == 1
