@@ -18,7 +18,10 @@ PATH = re.compile(
     r"[\w./-]*\w\.(?:py|md|yaml|ipynb|sh|png)\b"
 )
 MADE_BY_A_RUN = {"metrics/runtime.json", "models/adapter"}
-EXAMPLES = {"stages/explainmyxray/sources/my_hospital.py"}  # what a page shows how to write
+EXAMPLES = {  # what a page shows how to write
+    "stages/explainmyxray/sources/my_hospital.py",
+    "stages/explainmyxray/model/families/llava.py",
+}
 MISSPELT = {"lora.rr"}  # the example of what is refused
 
 

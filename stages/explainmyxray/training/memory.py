@@ -51,6 +51,7 @@ class StepMemory:
     logits: int
     layers: tuple[LayerMemory, ...]
     rest: LayerMemory  # what is in no layer and in 4 bits: the projector
+    masks: int = 0  # of attention
 
     @property
     def parts(self) -> tuple[LayerMemory, ...]:
@@ -90,7 +91,8 @@ class StepMemory:
 
     def _constant(self, decoded: frozenset[int]) -> int:
         """What is held from the first step to the last."""
-        return self.weights + self.adapter + sum(self.parts[number].decoded for number in decoded)
+        decoded_weights = sum(self.parts[number].decoded for number in decoded)
+        return self.weights + self.adapter + self.masks + decoded_weights
 
     def _workspace(self, decoded: frozenset[int]) -> int:
         """The largest weight that is decoded for a product."""
@@ -122,6 +124,8 @@ def estimate_step(
             keep_float32_stream(base)
             stream_dtype = torch.float32
         model = add_lora(base, settings.lora)
+    text_config = base.config.get_text_config()
+    uses_sdpa = text_config._attn_implementation == "sdpa"
     for module in model.modules():
         part = getattr(module, "config", None)
         if getattr(part, "_attn_implementation_internal", None) == "sdpa":
@@ -133,10 +137,12 @@ def estimate_step(
     num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
     batch_size = settings.train.per_device_train_batch_size
-    num_logits = min(
-        batch_size * report_length * family.config.get_text_config().vocab_size, MAX_CHUNK_LOGITS
-    )
+    num_logits = min(batch_size * report_length * text_config.vocab_size, MAX_CHUNK_LOGITS)
     sequence_length = prompt_length + report_length
+
+    # A mask for each kind of layer: a truth value an entry for SDPA, else a number that is added.
+    num_masks = len(set(getattr(text_config, "layer_types", None) or ["full_attention"]))
+    mask_bytes = num_masks * batch_size * sequence_length**2 * (1 if uses_sdpa else stream_dtype.itemsize)
     of_tower = set(family.vision_tower(base).modules())
     four_bit = four_bit_weights(model, settings.quantization)
     layers, of_layers = [], set()
@@ -157,6 +163,7 @@ def estimate_step(
         logits=num_logits * LOGIT_BYTES,
         layers=tuple(layers),
         rest=rest,
+        masks=mask_bytes,
     )
 
 
