@@ -220,8 +220,8 @@ def ask_for_weights(model: Model) -> Weights | None:
 
 
 def step(settings: Settings) -> Iterator[Line]:
-    """Memory of a training step with the longest report that model.max_length allows, against what is free here,
-    and against a card of 16 GB.
+    """Memory of a training step with the longest report that model.max_length allows, against what is free
+    here, and against a card of 16 GB.
     """
     found = check_once(settings.model, settings.data.image_size)
     if found.problem:
@@ -252,11 +252,12 @@ def card_line(settings: Settings, family: Family) -> Line:
         less = card_bytes(smaller, family)
         if less <= CARD:
             return NOTE, (
-                f"memory: a card of 16 GB does not hold a step, about {needed / GIB:.1f} of {CARD / GIB} GiB; "
-                f"about {less / GIB:.1f} with {' '.join(changes)}"
+                f"memory: a card of 16 GB does not hold a step, about {needed / GIB:.1f} of {CARD / GIB} "
+                f"GiB; about {less / GIB:.1f} with {' '.join(changes)}"
             )
     return NOTE, (
-        f"memory: no card of 16 GB holds a step, about {needed / GIB:.1f} of {CARD / GIB} GiB: a smaller model.id"
+        f"memory: no card of 16 GB holds a step, about {needed / GIB:.1f} of {CARD / GIB} GiB: a "
+        "smaller model.id"
     )
 
 

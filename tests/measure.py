@@ -6,7 +6,7 @@ from explainmyxray.model.decoded_weights import DecodedLinear4bit
 
 
 def held(model) -> int:
-    """Bytes of all weights, each once, with the constants of the 4-bit ones, and with what is held decoded."""
+    """Bytes of all weights, each once, with the constants of the 4-bit ones and what is held decoded."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)

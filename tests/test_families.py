@@ -146,7 +146,7 @@ def test_the_prompt_is_what_the_processor_s_own_template_makes_of_it(bench):
 
 @torch.no_grad()
 def hidden_states(model, batch: dict, changed: int | None = None) -> torch.Tensor:
-    """(length, hidden) of a batch of one row, with the language model's input moved at the position `changed`."""
+    """(length, hidden) of a batch of one row; the language model's input is moved at position `changed`."""
 
     def change(module, args, kwargs):
         embeddings = kwargs["inputs_embeds"].clone()
@@ -271,7 +271,7 @@ def test_a_finding_is_attributed(bench):
 
 
 def lora_of(command: str, folder: Path) -> Lora:
-    """The `lora` section of params.yaml after a command of the page: as a shell splits it and DVC reads it."""
+    """The `lora` section of params.yaml after a command of the page, as a shell and DVC read it."""
     params = shutil.copy(ROOT / "params.yaml", folder)
     overrides = shlex.split(command)[4:]  # dvc exp run -S
     apply_overrides(params, to_path_overrides(overrides)["params.yaml"])

@@ -1,4 +1,4 @@
-"""Where fp16 overflows, a residual stream in float32 does not: on a CPU, which computes in fp16 too, only slowly."""
+"""Where fp16 overflows, a residual stream in float32 does not: on a CPU, where fp16 is slow."""
 
 import shutil
 from pathlib import Path

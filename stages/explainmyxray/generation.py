@@ -41,7 +41,7 @@ TEXTS_PER_IMAGE = 4
 
 
 def hold_decoded_for(model, processor: ReportProcessor, generation: settings.Evaluate) -> InferencePlan:
-    """Have a loaded `model` hold as many weights decoded as memory allows beside generating as `generation` says."""
+    """Have a loaded `model` hold as many weights decoded as memory allows beside what `generation` takes."""
     num_texts = generation.batch_size * max(TEXTS_PER_IMAGE, generation.num_beams)
     return hold_decoded_weights(model, processor, generation.batch_size, num_texts, generation.max_new_tokens)
 

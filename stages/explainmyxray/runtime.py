@@ -14,8 +14,8 @@ RUNTIME = Path("metrics/runtime.json")  # not in git
 
 
 def write_runtime(stage: str, started: float, images: float, memory_plan: dict[str, float]) -> None:
-    """Put seconds since `started` (of `time.monotonic`), images a second, peak memory and what memory was planned
-    to be spent on for `stage` beside the others'.
+    """Put seconds since `started` (of `time.monotonic`), images a second, peak memory and what memory was
+    planned to be spent on for `stage` beside the others'.
     """
     seconds = time.monotonic() - started
     figures = json.loads(RUNTIME.read_text()) if RUNTIME.is_file() else {}

@@ -1,7 +1,7 @@
-"""What a training step asks of 16 GB for each base of `tests/base_configs.yaml`, estimated at the guide's values.
+"""What a training step asks of 16 GB for each base of `tests/base_configs.yaml`, by estimate, guide values.
 
-    python tests/benchmarks/base_memory.py                          # the table of docs/bases.md
-    python tests/benchmarks/base_memory.py --language-model-only    # LoRA on the language model's layers alone
+    python tests/benchmarks/base_memory.py                        # the table of docs/bases.md
+    python tests/benchmarks/base_memory.py --language-model-only  # LoRA on the language model's layers alone
 
 No weights are loaded: a model on the meta device has shapes and no content. Computes as a T4 does, in fp16.
 """

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/frozen_tower.py    # the tiny base on a CPU
 
-LoRA is on the language model alone, and nothing augments the image, so that its features are the same in every
-epoch. Times a micro-batch forward and backward with the tower, and with its output held. The last line is JSON.
+LoRA is on the language model alone, and nothing augments the image, so that its features are the same in
+every epoch. Times a micro-batch forward and backward with the tower, and with its output held. The last line
+is JSON.
 """
 
 import json

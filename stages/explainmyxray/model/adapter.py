@@ -204,7 +204,7 @@ def count_trainable(model: PeftModel) -> tuple[int, float]:
 
 
 def trainable_by_part(model: PeftModel) -> dict[str, int]:
-    """Trainable parameters of the `vision_tower`, of the `language_model`, and of the `projector` between them."""
+    """Trainable parameters of the `vision_tower`, the `language_model` and the `projector` between them."""
     base = model.get_base_model()
     tower, language_model = family_of(base).vision_tower(base), base.get_decoder()
     count, total = model.get_nb_trainable_parameters()

@@ -1,8 +1,9 @@
-"""The language model's residual stream in float32, with products of matrices in fp16: for a GPU without bfloat16.
+"""The language model's residual stream in float32, products of matrices in fp16: where bfloat16 is missing.
 
-Gemma 2, Gemma 3 and other models that were trained in bfloat16 have a residual stream beyond fp16's 65,504. Here each
-layer adds to a float32 stream. A product's input is divided by a power of two for each row (a token), which changes
-no digit, so that neither the input nor the product overflows; likewise for the gradients of the backward pass.
+Gemma 2, Gemma 3 and other models that were trained in bfloat16 have a residual stream beyond fp16's 65,504.
+Here each layer adds to a float32 stream. A product's input is divided by a power of two for each row (a
+token), which changes no digit, so that neither the input nor the product overflows; likewise for the
+gradients of the backward pass.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 
 
 def keep_float32_stream(base) -> None:
-    """Have the language model of `base`, whose weights are in fp16 or in 4 bits, add up its layers in float32.
+    """Have the language model of `base`, with weights in fp16 or in 4 bits, add up its layers in float32.
 
     Bases that compute in another type need it not. Names, classes and weights of the layers stay as they are.
     """
@@ -80,7 +81,8 @@ class Multiply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        # `gradient` times the forward scale is the product's gradient; `Divide` multiplies what is divided here.
+        # `gradient` times the forward scale is the product's gradient; `Divide` multiplies what is divided
+        # here.
         scaled = gradient.float() * ctx.scales.forward
         ctx.scales.backward = power_of_two(scaled)
         return (scaled / ctx.scales.backward).half(), None

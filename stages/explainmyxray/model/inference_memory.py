@@ -18,7 +18,7 @@ FLOAT32 = 4  # bytes: products may be in 16 bits, what is between them need not 
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """Bytes: what generating takes beside the weights, what was free for it, and how much of what is decoded."""
+    """Bytes: what generating takes beside the weights, what was free for it, how much of what is decoded."""
 
     working: int
     free: float
