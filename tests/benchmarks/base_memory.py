@@ -20,8 +20,7 @@ from ruamel.yaml import YAML
 from explainmyxray.model.base import load_family
 from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB
 from explainmyxray.settings import Settings, load_settings
-from explainmyxray.training import memory
-from explainmyxray.training.memory_plan import choose_plan
+from explainmyxray.training import memory, memory_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 T4 = 14.5 * GIB  # of its 16 GB, what is free to torch once CUDA is up
@@ -36,6 +35,8 @@ def main() -> None:
     parser.add_argument("--language-model-only", action="store_true")
     parser.add_argument("--only", default="", help="bases whose name holds this")
     options = parser.parse_args()
+    # As on a GPU, which is not here.
+    memory_plan.OPERATIONS_TO_DECODE["cpu"] = memory_plan.OPERATIONS_TO_DECODE["cuda"]
     print(
         "| base | pixels | image tokens | weights | all recomputed | none recomputed | recomputed by `auto` |"
     )
@@ -80,7 +81,7 @@ def estimate(settings: Settings) -> memory.StepMemory:
 def table_row(name: str, settings: Settings) -> str:
     step = estimate(settings)
     num_layers = len(step.layers)
-    plan = choose_plan(step, "auto", T4)
+    plan = memory_plan.choose_plan(step, "auto", T4)
     auto = f"{plan.num_recomputed} of {num_layers}" if plan.fits else "does not fit"
     cells = (
         name,
