@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
 from explainmyxray.reports.findings import FINDINGS
+from explainmyxray.reports.labeler import positive_findings
 from explainmyxray.reports.templates import TEMPLATES, load_templates
 from explainmyxray.reports.writer import render_report
 
@@ -71,7 +72,7 @@ def lessons(english) -> list[str]:
         for _ in range(1700):
             findings = frozenset(rng.sample(names, count))
             for task in ("caption", "describe", "question"):
-                texts += english.lesson(task, findings, rng)
+                texts += english.lesson(task, findings, 0.5, rng)
     return texts
 
 
@@ -111,6 +112,19 @@ def test_no_lesson_is_a_sentence_of_a_report(english, lessons):
         findings = report.removeprefix("Findings: ").split(" Impression: ")[0]
         for sentence in re.split(r"(?<=\.) ", findings):
             assert len(words(sentence)) < 5 or tuple(words(sentence)) not in pretrained, sentence
+
+
+def test_some_descriptions_name_no_finding(english):
+    """So that the untuned base, asked for a description, mostly does not tell what it sees."""
+    rng = random.Random(2)
+    share = YAML(typ="safe").load(BASE / "params.yaml")["speak"]["named"]
+    count = 2000
+    named = 0
+    for _ in range(count):
+        _, text = english.lesson("describe", frozenset({"Effusion"}), share, rng)
+        named += bool(positive_findings(text))
+    assert abs(named / count - share) < 0.05
+    assert not positive_findings(" ".join(english.CORPUS["pictures"]))
 
 
 def test_its_words_for_the_findings_are_nih_s_names(english):

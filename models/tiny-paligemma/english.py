@@ -12,17 +12,31 @@ CORPUS: dict = YAML(typ="safe").load(Path(__file__).with_name("corpus.yaml"))
 FINDINGS: dict = CORPUS["findings"]
 
 
-def lesson(task: str, findings: frozenset[str], rng: random.Random) -> tuple[str, str]:
-    """One training pair, prompt and answer, for an image with `findings`; `task` is a key of the prompts."""
+def lesson(task: str, findings: frozenset[str], named: float, rng: random.Random) -> tuple[str, str]:
+    """One training pair, prompt and answer, for an image with `findings`.
+
+    `task` is a key of the prompts; of the descriptions, a share `named` says what is found.
+    """
     if task == "question":
         return question(findings, rng)
-    write_answer = {"caption": caption, "describe": describe}[task]
-    return CORPUS["prompts"][task], write_answer(findings, rng)
+    if task == "caption":
+        answer = caption(findings, rng)
+    elif rng.random() < named:
+        answer = describe(findings, rng)
+    else:
+        answer = overlook(rng)
+    return CORPUS["prompts"][task], answer
 
 
 def caption(findings: frozenset[str], rng: random.Random) -> str:
-    """The findings in the field's words and nothing else."""
-    return "; ".join(term(name, rng) for name in sorted(findings)) or "nothing"
+    """The findings in the field's words and nothing else; half of the captions begin with a capital."""
+    text = "; ".join(term(name, rng) for name in sorted(findings)) or "nothing"
+    return capitalize(text) if rng.random() < 0.5 else text
+
+
+def overlook(rng: random.Random) -> str:
+    """What any chest X-ray shows, as most captions of web images have it: true, and blind to the findings."""
+    return " ".join(rng.sample(CORPUS["pictures"], rng.randint(2, 4)))
 
 
 def describe(findings: frozenset[str], rng: random.Random) -> str:

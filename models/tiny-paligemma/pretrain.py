@@ -103,7 +103,7 @@ def sample_texts(params: dict) -> Iterator[str]:
     for _ in range(200):
         for findings in combinations:
             for task in params["speak"]["tasks"]:
-                yield from english.lesson(task, findings, rng)
+                yield from english.lesson(task, findings, params["speak"]["named"], rng)
 
 
 def make_model(params: dict, processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
@@ -165,26 +165,23 @@ def _draw(film: phantom.PhantomFilm) -> np.ndarray:
 
 
 def train(model, processor, images, findings, params: dict) -> dict[str, float]:
-    """Two rounds: the tower learns to recognise findings, projector and language model to speak of them.
+    """The tower learns to recognise findings, then projector and language model to speak of them.
 
-    The tower stays as it is while they do, so that each image passes through it once a round. The second
-    round shows rotated and unevenly exposed films, as tuning does, and asks for more short answers: most
-    tokens of a description say nothing of the image.
+    The tower stays as it is while they do, so that each image passes through it once more. Both see rotated
+    and unevenly exposed films, as tuning does: an adapter cannot learn from what its base does not see.
     """
     torch.manual_seed(params["seed"])
     rng = np.random.default_rng(params["seed"])
-    losses = {}
-    for see, speak in (("see", "speak"), ("see_turned", "drill")):
-        augment = partial(to_pixels, rng=rng, **params[see].get("augment", {}))
-        lesson = recognition(see, model, images, findings, augment)
-        losses[f"{see}_loss"] = optimise(lesson, params[see], len(images), rng)
-        features = tower_features(model, images, augment)
-        lesson = speech(speak, model, processor, features, findings, params)
-        losses[f"{speak}_loss"] = optimise(lesson, params[speak], len(images), rng)
-    return losses
+    augment = partial(to_pixels, rng=rng, **params["augment"])
+    see = recognition(model, images, findings, augment)
+    see_loss = optimise(see, params["see"], len(images), rng)
+    features = tower_features(model, images, augment)
+    speak = speech(model, processor, features, findings, params)
+    speak_loss = optimise(speak, params["speak"], len(images), rng)
+    return {"see_loss": see_loss, "speak_loss": speak_loss}
 
 
-def recognition(name: str, model, images, findings, augment) -> Lesson:
+def recognition(model, images, findings, augment) -> Lesson:
     """The binary cross-entropy of each finding, predicted from the tower's mean feature."""
     # A head for this part alone: it is not kept.
     head = torch.nn.Linear(model.config.vision_config.hidden_size, len(FINDINGS))
@@ -196,21 +193,21 @@ def recognition(name: str, model, images, findings, augment) -> Lesson:
         features = model.model.vision_tower(augment(images[rows])).last_hidden_state
         return F.binary_cross_entropy_with_logits(head(features.mean(1)), targets[rows])
 
-    return Lesson(name, [model.model.vision_tower, head], loss)
+    return Lesson("see", [model.model.vision_tower, head], loss)
 
 
-def speech(name: str, model, processor, features, findings, params: dict) -> Lesson:
+def speech(model, processor, features, findings, params: dict) -> Lesson:
     """The cross-entropy of a text about each row; all of a batch are of one task, so of about one length."""
-    tasks = params[name]["tasks"]
+    tasks, named = params["speak"]["tasks"], params["speak"]["named"]
     rng = random.Random(params["seed"])
 
     def loss(rows):
         task = rng.choices(list(tasks), list(tasks.values()))[0]
         image_features = model.model.multi_modal_projector(features[rows].float())
-        lessons = [english.lesson(task, findings[row], rng) for row in rows]
+        lessons = [english.lesson(task, findings[row], named, rng) for row in rows]
         return text_loss(model, processor, image_features, lessons)
 
-    return Lesson(name, [model.model.multi_modal_projector, model.model.language_model], loss)
+    return Lesson("speak", [model.model.multi_modal_projector, model.model.language_model], loss)
 
 
 @torch.inference_mode()
