@@ -251,7 +251,7 @@ def test_an_edit_of_plumbing_reruns_nothing(finished_copy, edited):
     "old, new, stages",
     [
         ("  r: 16", "  r: 32", {"train_qlora"}),
-        ("  image_size: 224", "  image_size: 448", {"fetch", "train_qlora"}),
+        ("  image_size: 224", "  image_size: 448", {"fetch", "train_qlora", "evaluate"}),
         ("  max_samples: 8000", "  max_samples: 100", {"split"}),
         ("  bootstrap_samples: 1000", "  bootstrap_samples: 100", {"evaluate"}),
     ],
