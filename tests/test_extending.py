@@ -57,7 +57,8 @@ def blocks(title: str) -> list[Block]:
 
 
 def commands(title: str) -> list[str]:
-    return re.findall(r"^    (.+)$", section(title), re.MULTILINE)
+    without_code = re.sub(r"```.*?```", "", section(title), flags=re.DOTALL)
+    return re.findall(r"^    (.+)$", without_code, re.MULTILINE)
 
 
 def apply_block(block: Block, folder: Path) -> None:
