@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from explainmyxray.explaining.loading import ADAPTER, load  # noqa: E402
+from explainmyxray.explaining.loading import ADAPTER, load_explainer  # noqa: E402
 from explainmyxray.generation import generate_batch, sample_reports  # noqa: E402
 from explainmyxray.reports.findings import FINDINGS  # noqa: E402
 from explainmyxray.reports.labeler import positive_findings  # noqa: E402
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--adapter", default=ADAPTER)
     options = parser.parse_args()
 
-    explainer = load(options.adapter, 0)
+    explainer = load_explainer(options.adapter, 0)
     rows, shares = [], []
     films = list(phantom.sample(phantom.PIPELINE, SEED, COUNT, explainer.side))
     for film in tqdm(films, desc="measuring", unit="phantom", mininterval=5):

@@ -28,7 +28,7 @@ from conftest import REAL, ROOT
 from explainmyxray import out_of_distribution
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.explaining.attribution import attribute
-from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.explaining.loading import ADAPTER, load_explainer
 from explainmyxray.generation import generate_batch
 from explainmyxray.images.films import open_film
 from explainmyxray.out_of_distribution import ImageDistribution
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--adapter", default=ADAPTER)
     options = parser.parse_args()
     os.chdir(ROOT)
-    explainer = load(options.adapter, 0)
+    explainer = load_explainer(options.adapter, 0)
     kinds = load_kinds(explainer.side)
     sources = ", ".join(explainer.tuned_on.sources) if explainer.tuned_on else "unknown"
     print(share_warned(explainer.out_of_distribution, kinds, sources).to_string(float_format="{:.3f}".format))

@@ -28,7 +28,7 @@ from conftest import ROOT
 from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.explaining.attribution import Attribution, attribute, cell_size
-from explainmyxray.explaining.loading import ADAPTER, load
+from explainmyxray.explaining.loading import ADAPTER, load_explainer
 from explainmyxray.generation import generate_batch
 from explainmyxray.model.families import family_of
 from explainmyxray.sources import phantom
@@ -54,7 +54,7 @@ class UsualPlace:
 def main() -> None:
     parse_no_arguments(__doc__)
     os.chdir(ROOT)
-    explainer = load(ADAPTER, 0)
+    explainer = load_explainer(ADAPTER, 0)
     side = explainer.side // cell_size(explainer.side, family_of(explainer.model).patch_size)
     usual_places = find_usual_places(side)
     films = list(phantom.sample(phantom.PIPELINE, SEED, NUM_FILMS, explainer.side))
