@@ -34,7 +34,7 @@ from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.gpu import cpu_is_wanted, find_driver, find_problem
 from explainmyxray.model.base import check_base, compute_dtype, load_family
 from explainmyxray.model.families import Family
-from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD
+from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB
 from explainmyxray.registry import SOURCES, KaggleDataSet
 from explainmyxray.settings import Model, Settings, load_settings
 from explainmyxray.sources import table
@@ -44,7 +44,6 @@ from explainmyxray.training.memory_plan import plan_memory
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
-GIB = 2**30
 
 # GiB of prepared images, DVC's copy of them and checkpoints: both data sets of Kaggle take
 # some 0.4, twice, and three checkpoints of PaliGemma-3B's adapter with its optimizer 0.25
@@ -231,9 +230,8 @@ def step(settings: Settings) -> Iterator[Line]:
     family = load_family(found.model)
     said = io.StringIO()
     try:
-        before = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
         with contextlib.redirect_stdout(said):
-            plan_memory(settings, before, max(settings.model.max_length - before, 1))
+            plan_memory(settings, *longest_sequence(settings, family))
     except UserError as error:
         yield MISSING, f"memory: {error}"
     else:
@@ -263,9 +261,14 @@ def card_line(settings: Settings, family: Family) -> Line:
 
 def card_bytes(settings: Settings, family: Family) -> float:
     """What a step asks of a GPU that computes in 16 bits."""
-    before = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
-    report_length = max(settings.model.max_length - before, 1)
-    return ALLOCATOR_OVERHEAD * estimate_step(settings, before, report_length, torch.float16).peak(1)
+    estimate = estimate_step(settings, *longest_sequence(settings, family), torch.float16)
+    return ALLOCATOR_OVERHEAD * estimate.peak(num_stored=1)
+
+
+def longest_sequence(settings: Settings, family: Family) -> tuple[int, int]:
+    """Tokens of image and prompt, and those that `model.max_length` leaves for the report."""
+    prompt_length = family.num_image_tokens(settings.data.image_size) + family.prompt_tokens
+    return prompt_length, max(settings.model.max_length - prompt_length, 1)
 
 
 def smaller_steps(settings: Settings, family: Family) -> Iterator[tuple[str, Settings]]:

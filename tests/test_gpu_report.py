@@ -25,22 +25,22 @@ def run_report(folder: Path, monkeypatch, *arguments: str) -> list[dict]:
 @pytest.mark.slow
 def test_every_section_measures_on_a_cpu(tmp_path, monkeypatch):
     rows = run_report(tmp_path, monkeypatch)
-    told = {(row["section"], row["what"]): row for row in rows}
+    figures = {(row["section"], row["what"]): row for row in rows}
     assert not [row for row in rows if row["value"] == "failed" or row["what"] == "failed"]
 
-    assert told["machine", "GPU"]["value"] == "none"
+    assert figures["machine", "GPU"]["value"] == "none"
     for recipe in (gpu_sections.PLAIN, recipes.GUIDE, recipes.FOUR_BIT, recipes.AUTO):
-        assert told["training", recipe]["value"] > 0
-        assert told["training", f"{recipe}, peak memory"]["value"] > 0
-    assert "estimated" in told["training", f"{recipes.AUTO}, peak memory"]["note"]
+        assert figures["training", recipe]["value"] > 0
+        assert figures["training", f"{recipe}, peak memory"]["value"] > 0
+    assert "estimated" in figures["training", f"{recipes.AUTO}, peak memory"]["note"]
     for size in (1, 32, 128):
-        assert told["generation", f"batch of {size}"]["value"] > 0
-    assert told["finite", "steps"]["value"] == gpu_sections.SHORT.finite_steps
-    assert told["finite", "losses that are not finite"]["value"] == 0
-    assert told["finite", "gradient norms that are not finite"]["value"] == 0
-    assert told["two runs", "adapters"]["value"] == "equal in every byte"
-    assert told["kill", "adapter after it"]["value"] == "equal in every byte"
-    assert told["two GPUs", "not run"]["note"] == "0 GPUs here"
+        assert figures["generation", f"batch of {size}"]["value"] > 0
+    assert figures["finite", "steps"]["value"] == gpu_sections.SHORT.finite_steps
+    assert figures["finite", "losses that are not finite"]["value"] == 0
+    assert figures["finite", "gradient norms that are not finite"]["value"] == 0
+    assert figures["two runs", "adapters"]["value"] == "equal in every byte"
+    assert figures["kill", "adapter after it"]["value"] == "equal in every byte"
+    assert figures["two GPUs", "not run"]["note"] == "0 GPUs here"
 
     lines = (tmp_path / "gpu_report.md").read_text().splitlines()
     assert len(lines) == 2 + len(rows)

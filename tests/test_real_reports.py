@@ -9,6 +9,7 @@ import shutil
 import sys
 import types
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -131,7 +132,7 @@ def test_real_films_with_real_reports_through_all_five_stages(finished_run, case
     assert check["images"] == read_metrics(folder, "fetch")["openi"]["images_kept"]
     assert check["micro_f1"] > 0.8
 
-    written = {case.text for of_source in cases.values() for case in of_source}
+    written = {case.text for case in chain.from_iterable(cases.values())}
     predictions = read_table(folder / "metrics/predictions.csv", COLUMNS)
     assert set(predictions["report"]) <= written and set(predictions["nearest"]) <= written
 
