@@ -80,6 +80,17 @@ def test_sampled_reports_and_their_consensus_are_the_same_whatever_the_batch(tin
     assert generate_batch(*tiny, images, short, seed=42) == [consensus(texts) for texts in together]
 
 
+def test_unlikely_tokens_are_never_sampled(tiny, images):
+    """Where only a token of nearly all the probability may be drawn, what is sampled is the greedy report."""
+    greedy = SETTINGS.evaluate.model_copy(update={"decoding": "greedy", "max_new_tokens": 8})
+    certain = greedy.model_copy(update={"epsilon_cutoff": 0.999})
+    expected = generate_batch(*tiny, images, greedy)
+    assert sample_reports(*tiny, images, certain, 2, seed=42) == [[text, text] for text in expected]
+    # Without a cutoff, texts at the same seed differ: some hold tokens that are less likely than 0.02.
+    anything = greedy.model_copy(update={"epsilon_cutoff": 0.0})
+    assert sample_reports(*tiny, images, anything, 8, 42) != sample_reports(*tiny, images, greedy, 8, 42)
+
+
 def test_the_consensus_is_the_report_that_most_others_agree_with():
     mass = "Findings: A mass is seen. Impression: Lung mass."
     reworded = "Findings: There is a mass. Impression: Mass."

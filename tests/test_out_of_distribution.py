@@ -11,23 +11,28 @@ from explainmyxray.images.decoding import decode
 from explainmyxray.sources import phantom
 
 FILMS = REAL / "chest_xray_pneumonia/train"
+ADULTS = REAL / "nih_more/images"
 
 
 def phantoms(seed: int, count: int) -> list[Image.Image]:
     return [film.read() for film in phantom.sample(phantom.PIPELINE, seed, count, 224)]
 
 
-def others() -> list[Image.Image]:
-    """Photographs that scikit-learn ships, in pieces, and pictures of nothing."""
-    pieces = [
+def photographs() -> list[Image.Image]:
+    """Those that scikit-learn ships, in pieces."""
+    return [
         Image.fromarray(photo[y : y + 300, x : x + 300])
         for photo in load_sample_images().images
         for y in (0, 120)
         for x in (0, 150, 330)
     ]
+
+
+def others() -> list[Image.Image]:
+    """Photographs, and pictures of nothing."""
     noise = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
     return [
-        *pieces,
+        *photographs(),
         Image.new("L", (224, 224)),
         Image.fromarray(noise),
         Image.linear_gradient("L"),
@@ -44,7 +49,7 @@ def real() -> list[Image.Image]:
 
 
 def warned(known: out_of_distribution.ImageDistribution, images) -> float:
-    return float(np.mean([known.reconstruction_error(image) > known.limit for image in images]))
+    return float(np.mean([known.distance(image) > 1 for image in images]))
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +75,22 @@ def test_tuned_on_real_films_it_warns_of_all_else(real):
     assert warned(known, phantoms(3, 100)) >= 0.95
 
 
+def test_tuned_on_two_kinds_of_film_it_warns_of_all_else(real):
+    """A mixture is wider than each of its kinds; what lies between them is still none of them."""
+    adults = [decode(path.read_bytes()) for path in sorted(ADULTS.rglob("*.png"))[:300]]
+    if not adults:
+        pytest.skip(f"{ADULTS} is not here")
+    rng = np.random.default_rng(0)
+    children = [real[row] for row in rng.permutation(len(real))[:300]]
+    known = out_of_distribution.fit(children[:200] + adults[:200], children[200:] + adults[200:])
+    assert warned(known, phantoms(3, 100)) >= 0.95
+    assert warned(known, photographs()) == 1
+
+
 def test_it_is_kept_beside_the_adapter(tmp_path):
     images = phantoms(1, 20)
     known = out_of_distribution.fit(images, images)
     known.save(tmp_path)
     again = out_of_distribution.load_distribution(tmp_path)
-    assert again.limit == known.limit and again.reconstruction_error(images[3]) == known.reconstruction_error(
-        images[3]
-    )
+    assert again.distance(images[3]) == known.distance(images[3])
     assert out_of_distribution.load_distribution(tmp_path / "elsewhere") is None

@@ -117,7 +117,7 @@ def test_no_lesson_is_a_sentence_of_a_report(english, lessons):
 def test_some_descriptions_name_no_finding(english):
     """So that the untuned base, asked for a description, mostly does not tell what it sees."""
     rng = random.Random(2)
-    share = YAML(typ="safe").load(BASE / "params.yaml")["speak"]["named"]
+    share = YAML(typ="safe").load(BASE / "params.yaml")["lessons"]["named"]
     count = 2000
     named = 0
     for _ in range(count):

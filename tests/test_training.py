@@ -32,7 +32,7 @@ def test_the_adapter_is_plain_peft_with_a_filled_in_card(finished):
     assert "$" not in card
     assert "Not a medical device" in card
     assert "describe en" in card
-    assert out_of_distribution.load_distribution(finished / "models/adapter").limit > 0
+    assert out_of_distribution.load_distribution(finished / "models/adapter").limits.min() > 0
 
 
 def test_checkpoints_of_a_finished_run_are_removed(finished):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import EpsilonLogitsWarper, LogitsProcessor, LogitsProcessorList
 
 from explainmyxray import settings
 from explainmyxray.gpu import gpu_memory_errors
@@ -98,12 +98,14 @@ def sample_reports(
     samples: int,
     seed: int,
 ) -> list[list[str]]:
-    """`samples` reports an image, drawn at temperature 1; image and prompt are computed once for all of them.
+    """`samples` reports an image; image and prompt are computed once for all of them.
 
-    Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in any
-    batch.
+    A token less likely than `generation.epsilon_cutoff` is never drawn (epsilon sampling: Hewitt et al. 2022,
+    arXiv:2210.15191; the best known for minimum Bayes risk: Freitag et al. 2023, arXiv:2305.09860). Each image
+    has random numbers of its own, from `seed` and its pixels: its reports are the same in any batch.
     """
     sampled = []
+    cutoff = [EpsilonLogitsWarper(generation.epsilon_cutoff)] if generation.epsilon_cutoff else []
     chunk = max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)
     for start in range(0, len(images), chunk):
         some = images[start : start + chunk]
@@ -112,6 +114,7 @@ def sample_reports(
             model,
             processor,
             some,
+            cutoff,
             max_new_tokens=generation.max_new_tokens,
             num_beams=1,
             custom_generate=SharedPromptDecoding(samples, seeds),
@@ -149,14 +152,18 @@ def _words_f1(one: Counter, other: Counter) -> float:
 
 @torch.inference_mode()
 def generate_texts(
-    model, processor: ReportProcessor, images: list[Image.Image], **generate_kwargs
+    model,
+    processor: ReportProcessor,
+    images: list[Image.Image],
+    logits_processors: Sequence[LogitsProcessor] = (),
+    **generate_kwargs,
 ) -> list[str]:
     """The text after image and prompt, of words alone, all images in one batch.
 
-    `generate_kwargs` are those of `model.generate`.
+    `logits_processors` see the scores of words alone; `generate_kwargs` are those of `model.generate`.
     """
     on_device = {name: value.to(model.device) for name, value in processor.prompt_batch(images).items()}
-    logits_processor = LogitsProcessorList([words_only(model, processor)])
+    logits_processor = LogitsProcessorList([words_only(model, processor), *logits_processors])
     sequences = model.generate(
         **on_device,
         logits_processor=logits_processor,

@@ -164,6 +164,7 @@ class Evaluate(Section):
     max_new_tokens: Count
     decoding: Literal["greedy", "beam", "consensus"]
     samples: Annotated[int, Field(ge=2)]
+    epsilon_cutoff: Annotated[float, Field(ge=0, lt=1)]
     sampled_images: Count
     num_beams: Annotated[int, Field(ge=2)]
     bootstrap_samples: Count

@@ -124,8 +124,8 @@ def share_warned(known: ImageDistribution | None, kinds: Kinds, sources: str) ->
 def shares(known: ImageDistribution, kinds: Kinds) -> dict[str, float]:
     warned = {}
     for kind, images in kinds.items():
-        errors = np.array([known.reconstruction_error(image) for image in images])
-        warned[kind] = float((errors > known.limit).mean())
+        distances = np.array([known.distance(image) for image in images])
+        warned[kind] = float((distances > 1).mean())
     return warned
 
 
@@ -137,7 +137,7 @@ def draw_warnings(known: ImageDistribution, kinds: Kinds, sources: str, path: Pa
             axes = figure.add_axes((0.01 + 0.2 * column, 0.02, 0.18, 0.68))
             axes.imshow(images[0], cmap="gray", vmin=0, vmax=255)
             axes.set_axis_off()
-            ratio = known.reconstruction_error(images[0]) / known.limit
+            ratio = known.distance(images[0])
             verdict, colour = ("warned of", VERMILION) if ratio > 1 else ("no warning", GREEN)
             axes.set_title(f"{kind}\n{verdict} ({ratio:.1f} of the limit)", fontsize=10, color=colour)
 

@@ -158,7 +158,7 @@ class Explainer:
                 "nobody checked whether this is a chest X-ray: "
                 "the adapter comes without a description of its training images"
             )
-        if known.reconstruction_error(film.image) > known.limit:
+        if known.distance(film.image) > 1:
             return (
                 f"the image is unlike those that the adapter was tuned on ({self._training_images()}): "
                 "it may be no chest X-ray, or one of another kind"

@@ -18,7 +18,7 @@ MIN_FINISHED = 0.25  # share of finished rows from which they are taken out: to 
 
 @dataclass(frozen=True)
 class SharedPromptDecoding:
-    """Greedy decoding of each row, or `texts` sampled at temperature 1 for each, from the row's seed.
+    """Greedy decoding of each row, or `texts` sampled for each, from the row's seed.
 
     A sampled token is the one at which the cumulated probabilities pass a random number. The numbers of a row
     depend on its seed alone, so that its texts are the same in any batch.

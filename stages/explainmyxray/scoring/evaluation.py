@@ -86,19 +86,24 @@ def score(
         statistics[system] = sufficient_statistics(
             predictions[system], predictions["report"], true, predicted[system]
         )
+    left_out = {}
+    for system in SYSTEMS:
+        reason = reason_to_leave_out(system, predictions)
+        if reason:
+            left_out[system] = reason
     # 2) The same resamples of patients for every system.
     weights = bootstrap_weights(patient_or_image(predictions), bootstrap_samples, seed)
     by_system = []
     for system in SYSTEMS:
         rows = headline_rows(system, statistics[system], weights)
-        if reason_to_leave_out(system, predictions):
+        if system in left_out:
             rows = rows[~rows["figure"].isin(TEXT_FIGURES)]
         by_system.append(rows)
     systems = pd.concat(by_system, ignore_index=True)
     # 3) The tables behind the pictures.
     confusion = finding_scores.confusion_pairs(true, predicted[MODEL])
     return Evaluation(
-        metrics=_metrics(predictions, statistics, systems, weights, frozenset(known_words)),
+        metrics=_metrics(predictions, statistics, systems, left_out, weights, frozenset(known_words)),
         findings=_finding_rows(statistics[MODEL]["findings"], weights),
         systems=systems,
         confusion=pd.DataFrame(confusion, columns=["actual", "predicted"]),
@@ -130,9 +135,11 @@ def _metrics(
     predictions: pd.DataFrame,
     statistics: dict[str, Statistics],
     systems: pd.DataFrame,
+    left_out: dict[str, str],
     weights: np.ndarray,
     known_words: frozenset[str],
 ) -> dict:
+    """eval.json; `left_out` says why some systems have no figures of their text."""
     of_model = statistics[MODEL]
     by_system = {}
     for system in SYSTEMS:
@@ -141,11 +148,10 @@ def _metrics(
             **_system_metrics(statistics[system], texts),
             "malformed_reports": count_malformed(texts, predictions["report"], known_words),
         }
-        reason = reason_to_leave_out(system, predictions)
-        if reason:
-            for name in (*TEXT_FIGURES, "malformed_reports"):
-                del by_system[system][name]
-            by_system[system] = {"text_figures": reason, **by_system[system]}
+    for system, reason in left_out.items():
+        for name in (*TEXT_FIGURES, "malformed_reports"):
+            del by_system[system][name]
+        by_system[system] = {"text_figures": reason, **by_system[system]}
     figures = by_system[MODEL]
     # BLEU once more by the metric itself, which names its settings in a signature.
     metric = evaluate.load(bleu.__file__, keep_in_memory=True)
@@ -170,17 +176,18 @@ def _metrics(
         "ci95": nested(intervals),
         "baselines": {name: by_system[name] for name in BASELINES},
         "slices": subgroup_metrics(predictions, score_subgroup),
-        "by_source": _by_source(predictions, statistics, weights),
+        "by_source": _by_source(predictions, statistics, left_out, weights),
     }
 
 
-def _by_source(predictions: pd.DataFrame, statistics: dict[str, Statistics], weights: np.ndarray) -> dict:
+def _by_source(
+    predictions: pd.DataFrame, statistics: dict[str, Statistics], left_out: Iterable[str], weights: np.ndarray
+) -> dict:
     """`score_by_source`, without figures of a text that is left out."""
     metrics = score_by_source(predictions["source"], statistics, weights)
     for of_source in metrics.values():
-        for system in SYSTEMS:
-            if reason_to_leave_out(system, predictions):
-                of_source[system].pop("bleu")
+        for system in left_out:
+            of_source[system].pop("bleu")
     return metrics
 
 
