@@ -101,8 +101,9 @@ def sample_reports(
     """`samples` reports an image; image and prompt are computed once for all of them.
 
     A token less likely than `generation.epsilon_cutoff` is never drawn (epsilon sampling: Hewitt et al. 2022,
-    arXiv:2210.15191; the best known for minimum Bayes risk: Freitag et al. 2023, arXiv:2305.09860). Each image
-    has random numbers of its own, from `seed` and its pixels: its reports are the same in any batch.
+    arXiv:2210.15191; the best of those that Freitag et al. 2023, arXiv:2305.09860, tried for minimum Bayes
+    risk). Each image has random numbers of its own, from `seed` and its pixels: its reports are the same in
+    any batch.
     """
     sampled = []
     cutoff = [EpsilonLogitsWarper(generation.epsilon_cutoff)] if generation.epsilon_cutoff else []

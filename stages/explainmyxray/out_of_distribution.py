@@ -3,9 +3,9 @@ report about a photograph reads as well as any other.
 
 Principal component analysis of 16 x 16 thumbnails (Jolliffe 2002), with the two statistics of Jackson &
 Mudholkar (1979): the residual that the components cannot express, and Hotelling's distance from the mean
-along them. A drawing has a large residual; a smooth gradient, which components express well, a large distance.
-Both show that a picture is no chest film, or a film of another kind; they say nothing of single findings,
-which are far smaller than the pixels of a thumbnail.
+along them. A drawing has a large residual; a smooth gradient, which components express well, a large
+distance. Both show that a picture is no chest film, or a film of another kind; they say nothing of single
+findings, which are far smaller than the pixels of a thumbnail.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 FILE = "out_of_distribution.safetensors"  # beside the adapter's weights
 SIDE = 16  # pixels of a thumbnail
 COMPONENTS = 40
-# Of the validation images' statistics, each, is the limit: of a hundred films of the right kind about one gets
-# a warning by either.
+# of each statistic of the validation images is its limit: of a hundred films of the right kind about one gets
+# a warning
 QUANTILE = 0.995
 CUTOFF = 1  # percent of the darkest and of the brightest pixels that the contrast is stretched without
 
@@ -59,7 +59,7 @@ class ImageDistribution:
 
 
 def load_distribution(folder: str | Path) -> ImageDistribution | None:
-    """What was saved beside an adapter; None for an adapter from elsewhere, or with a file of another layout."""
+    """What was saved beside an adapter; None for an adapter from elsewhere, or of another layout."""
     if not (Path(folder) / FILE).is_file():
         return None
     tensors = load_file(Path(folder) / FILE)
