@@ -32,7 +32,7 @@ gpu-report: .venv/installed    # what one GPU does with the 3B model's shape, in
 app: .venv/installed    # after `make repro`: it reads models/adapter
 	$(VENV)/python stages/app.py
 
-base: .venv/installed   # make the tiny base again (about an hour on two cores); not needed for anything else
+base: .venv/installed   # make the tiny base again (about two hours on two cores); not needed for anything else
 	cd models/tiny-paligemma && PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
 
 lock:                   # requirements.lock again, from requirements.txt

@@ -60,13 +60,18 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {len(processor.tokenizer):,} tokens", flush=True)
     images, findings = draw_phantoms(params)
     held_out = len(images) // 50
-    figures = train(model, processor, images[held_out:], findings[held_out:], params)
-    rescale(model, params["norm_scale"])
-    model.to(torch.bfloat16).float()  # as it will be loaded
-    figures |= question_f1(model, processor, images[:held_out], findings[:held_out])
-    save(model, processor)
+    figures = []
+    for number in range(len(params["rounds"])):
+        losses = train(model, processor, images[held_out:], findings[held_out:], params, number)
+        rescale(model, params["norm_scale"])
+        model.to(torch.bfloat16).float()  # as it will be loaded
+        score = question_f1(model, processor, images[:held_out], findings[:held_out])
+        save(model, processor)
+        figures.append(losses | score)
+        print(json.dumps(figures[-1]), flush=True)
+        # The next round goes on from the weights as they were saved.
+        rescale(model.float(), 1 / params["norm_scale"])
     (HERE / "pretrain.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
 
 
 def make_processor(params: dict) -> PaliGemmaProcessor:
@@ -102,8 +107,8 @@ def sample_texts(params: dict) -> Iterator[str]:
     combinations = [split_labels(labels) for labels in phantom.MIX]
     for _ in range(200):
         for findings in combinations:
-            for task in params["speak"]["tasks"]:
-                yield from english.lesson(task, findings, params["speak"]["named"], rng)
+            for task in params["lessons"]["tasks"]:
+                yield from english.lesson(task, findings, params["lessons"]["named"], rng)
 
 
 def make_model(params: dict, processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
@@ -164,20 +169,21 @@ def _draw(film: phantom.PhantomFilm) -> np.ndarray:
     return np.asarray(film.read())
 
 
-def train(model, processor, images, findings, params: dict) -> dict[str, float]:
-    """The tower learns to recognise findings, then projector and language model to speak of them.
+def train(model, processor, images, findings, params: dict, number: int) -> dict[str, float]:
+    """A round: the tower learns to recognise findings, then projector and language model to speak of them.
 
     The tower stays as it is while they do, so that each image passes through it once more. Both see rotated
     and unevenly exposed films, as tuning does: an adapter cannot learn from what its base does not see.
     """
-    torch.manual_seed(params["seed"])
-    rng = np.random.default_rng(params["seed"])
+    settings, seed = params["rounds"][number], params["seed"] + number
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
     augment = partial(to_pixels, rng=rng, **params["augment"])
     see = recognition(model, images, findings, augment)
-    see_loss = optimise(see, params["see"], len(images), rng)
+    see_loss = optimise(see, settings["see"], len(images), rng)
     features = tower_features(model, images, augment)
-    speak = speech(model, processor, features, findings, params)
-    speak_loss = optimise(speak, params["speak"], len(images), rng)
+    speak = speech(model, processor, features, findings, params["lessons"], random.Random(seed))
+    speak_loss = optimise(speak, settings["speak"], len(images), rng)
     return {"see_loss": see_loss, "speak_loss": speak_loss}
 
 
@@ -196,16 +202,15 @@ def recognition(model, images, findings, augment) -> Lesson:
     return Lesson("see", [model.model.vision_tower, head], loss)
 
 
-def speech(model, processor, features, findings, params: dict) -> Lesson:
+def speech(model, processor, features, findings, lessons: dict, rng: random.Random) -> Lesson:
     """The cross-entropy of a text about each row; all of a batch are of one task, so of about one length."""
-    tasks, named = params["speak"]["tasks"], params["speak"]["named"]
-    rng = random.Random(params["seed"])
+    tasks, named = lessons["tasks"], lessons["named"]
 
     def loss(rows):
         task = rng.choices(list(tasks), list(tasks.values()))[0]
         image_features = model.model.multi_modal_projector(features[rows].float())
-        lessons = [english.lesson(task, findings[row], named, rng) for row in rows]
-        return text_loss(model, processor, image_features, lessons)
+        texts = [english.lesson(task, findings[row], named, rng) for row in rows]
+        return text_loss(model, processor, image_features, texts)
 
     return Lesson("speak", [model.model.multi_modal_projector, model.model.language_model], loss)
 
