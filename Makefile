@@ -1,4 +1,5 @@
 # Two commands: `make repro` runs the whole pipeline, `make test` the tests. Both install what they need into .venv.
+# `make test-slow` runs those that are left out of `make test`: kills, several processes, each base, the notebook.
 # `make doctor` says before a long run what is there and what is missing; `make app` opens a page to explain one's own X-rays.
 # PYTHON=/path/to/python3.13 names another Python, TORCH=cpu another build of torch (docs/install.md).
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
@@ -15,13 +16,18 @@ define need_python
     "(apt install python3; uv python install 3.13), or name it: make PYTHON=/path/to/python3.13"; exit 1; } >&2
 endef
 
-.PHONY: repro test doctor app gpu-report base lock FORCE
+.PHONY: repro test test-slow doctor app gpu-report base lock FORCE
 
 repro: .venv/installed
 	PATH="$(CURDIR)/$(VENV):$$PATH" dvc repro
 
+PYTEST := $(VENV)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed
-	$(VENV)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 doctor: .venv/installed
 	$(VENV)/python stages/doctor.py
