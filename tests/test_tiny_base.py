@@ -21,8 +21,12 @@ BASE = Path(__file__).resolve().parents[1] / "models" / "tiny-paligemma"
 
 @pytest.fixture(scope="module")
 def english():
-    spec = importlib.util.spec_from_file_location("english", BASE / "english.py")
-    module = sys.modules["english"] = importlib.util.module_from_spec(spec)
+    return load_script("english")
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, BASE / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -112,6 +116,34 @@ def test_no_lesson_is_a_sentence_of_a_report(english, lessons):
         findings = report.removeprefix("Findings: ").split(" Impression: ")[0]
         for sentence in re.split(r"(?<=\.) ", findings):
             assert len(words(sentence)) < 5 or tuple(words(sentence)) not in pretrained, sentence
+
+
+def test_each_piece_of_a_report_is_learnt_in_its_last_round(english, lessons):
+    """A piece that no lesson holds has no probability, and the words that need it can't be written."""
+    pretrain = load_script("pretrain")
+    cut_words = YAML(typ="safe").load(BASE / "params.yaml")["rounds"][-1]["speak"]["cut_words"]
+    tokenizer = AutoProcessor.from_pretrained(BASE).tokenizer
+    rng = random.Random(3)
+    learnt = set()
+    for text in lessons[1::2]:  # prompts and answers take turns
+        learnt.update(pretrain.answer_ids(tokenizer, text, cut_words, rng))
+    templates = load_templates()
+    names = list(english.FINDINGS)
+    for _ in range(1000):
+        report = render_report(rng.sample(names, rng.randint(0, 3)), templates, rng, 2)
+        missing = set(tokenizer(report, add_special_tokens=False).input_ids) - learnt
+        assert not missing, (report, tokenizer.convert_ids_to_tokens(list(missing)))
+
+
+def test_an_answer_with_cut_words_reads_as_before(english):
+    pretrain = load_script("pretrain")
+    tokenizer = AutoProcessor.from_pretrained(BASE).tokenizer
+    answer = "Observations: a fibrotic change is seen. Opinion: fibrosis."
+    whole = pretrain.answer_ids(tokenizer, answer, 0, random.Random(0))
+    cut = pretrain.answer_ids(tokenizer, answer, 0.5, random.Random(0))
+    assert whole == tokenizer(f"{answer}<eos>", add_special_tokens=False).input_ids
+    assert len(cut) > len(whole)
+    assert tokenizer.decode(cut[:-1]) == tokenizer.decode(whole[:-1]) == answer
 
 
 def test_some_descriptions_name_no_finding(english):
