@@ -10,7 +10,7 @@ from explainmyxray.model.families import family_of
 from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB, free_memory
 
-# Of a logit at the worst moment: float32 logits, masked, probabilities, cumulated in float64, the cutoff's mask.
+# Of a logit at worst: float32 logits, masked, probabilities, cumulated in float64; the cutoff's mask.
 LOGIT_BYTES = 29
 FLOAT32 = 4  # bytes: products may be in 16 bits, what is between them need not be
 
