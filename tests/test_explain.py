@@ -348,8 +348,10 @@ def test_the_shares_come_with_what_they_were_worth_for_this_adapter_alone(folder
     (explanation,) = load_explainer("models/adapter", None).explain(
         [("a.png", (folder / "a.png").read_bytes())]
     )
-    assert explanation.calibration.startswith("measured on 6 test images (drawn phantoms) with 2 sampled")
     scored = json.loads(Path("metrics/eval.json").read_text())["calibration"]
+    assert explanation.calibration.startswith(
+        f"measured on {scored['n']} test images (drawn phantoms) with 2 sampled"
+    )
     for finding, like in explanation.measured.items():
         assert explanation.probabilities[finding] >= SHOWN_SHARE
         assert {"findings": like.findings, "present": like.present}.items() <= scored["bins"][
