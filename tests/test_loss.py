@@ -183,7 +183,8 @@ def test_labels_hold_the_report_and_its_end(processor, samples):
 
 
 def test_a_report_too_long_is_counted_and_keeps_its_end(processor, samples):
-    max_report_length = 9
+    _, lengths = truncate_reports(REPORTS, processor, SETTINGS.model.max_length)
+    max_report_length = max(lengths) - 2
     max_length = processor.prompt_length + max_report_length
     reports, lengths = truncate_reports(REPORTS, processor, max_length)
     assert [length > max_report_length for length in lengths] == [False, True, False, False]

@@ -62,8 +62,9 @@ def main() -> None:
     images, findings = draw_phantoms(params)
     held_out = len(images) // 50
     figures = []
-    for number in range(len(params["rounds"])):
-        losses = train(model, processor, images[held_out:], findings[held_out:], params, number)
+    for number, settings in enumerate(params["rounds"]):
+        seed = params["seed"] + number
+        losses = train(model, processor, images[held_out:], findings[held_out:], params, settings, seed)
         rescale(model, params["norm_scale"])
         model.to(torch.bfloat16).float()  # as it will be loaded
         score = question_f1(model, processor, images[:held_out], findings[:held_out])
@@ -170,13 +171,12 @@ def _draw(film: phantom.PhantomFilm) -> np.ndarray:
     return np.asarray(film.read())
 
 
-def train(model, processor, images, findings, params: dict, number: int) -> dict[str, float]:
+def train(model, processor, images, findings, params: dict, settings: dict, seed: int) -> dict[str, float]:
     """A round: the tower learns to recognise findings, then projector and language model to speak of them.
 
     The tower stays as it is while they do, so that each image passes through it once more. Both see rotated
     and unevenly exposed films, as tuning does: an adapter cannot learn from what its base does not see.
     """
-    settings, seed = params["rounds"][number], params["seed"] + number
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     augment = partial(to_pixels, rng=rng, **params["augment"])
@@ -185,8 +185,8 @@ def train(model, processor, images, findings, params: dict, number: int) -> dict
         see = recognition(model, images, findings, augment)
         losses["see_loss"] = optimise(see, settings["see"], len(images), rng)
     features = tower_features(model, images, augment)
-    lessons = params["lessons"] | {"cut_words": settings["speak"].get("cut_words", 0)}
-    speak = speech(model, processor, features, findings, lessons, random.Random(seed))
+    cut_words = settings["speak"].get("cut_words", 0)
+    speak = speech(model, processor, features, findings, params["lessons"], cut_words, random.Random(seed))
     losses["speak_loss"] = optimise(speak, settings["speak"], len(images), rng)
     return losses
 
@@ -206,7 +206,9 @@ def recognition(model, images, findings, augment) -> Lesson:
     return Lesson("see", [model.model.vision_tower, head], loss)
 
 
-def speech(model, processor, features, findings, lessons: dict, rng: random.Random) -> Lesson:
+def speech(
+    model, processor, features, findings, lessons: dict, cut_words: float, rng: random.Random
+) -> Lesson:
     """The cross-entropy of a text about each row; all of a batch are of one task, so of about one length."""
     tasks, named, tokenizer = lessons["tasks"], lessons["named"], processor.tokenizer
 
@@ -217,7 +219,7 @@ def speech(model, processor, features, findings, lessons: dict, rng: random.Rand
         for row in rows:
             prompt, answer = english.lesson(task, findings[row], named, rng)
             prompts.append(prompt)
-            answers.append(answer_ids(tokenizer, answer, lessons["cut_words"], rng))
+            answers.append(answer_ids(tokenizer, answer, cut_words, rng))
         return text_loss(model, processor, image_features, prompts, answers)
 
     return Lesson("speak", [model.model.multi_modal_projector, model.model.language_model], loss)
@@ -226,9 +228,9 @@ def speech(model, processor, features, findings, lessons: dict, rng: random.Rand
 def answer_ids(tokenizer, answer: str, cut_words: float, rng: random.Random) -> list[int]:
     """The tokens of an answer and its end; a share `cut_words` of the words is cut, and spelt part by part.
 
-    Pieces that are always merged into longer ones (`▁chan` into `▁change`) never occur in the text. A piece
-    that was never learnt is never written, and other words need it (`▁chan|ges`). BPE dropout (Provilkov et
-    al. 2020, arXiv:1910.13267) shows them as well; tokenizers' own can't be seeded.
+    Pieces that are always merged into longer ones (`▁chan` into `▁change`) never occur in the text. What
+    was never learnt is never written, and other words need it (`▁chan|ges`). BPE dropout (Provilkov et al.
+    2020, arXiv:1910.13267) shows such pieces as well; the library's own can't be seeded.
     """
     parts = [""]
     for word in re.findall(r"\s*\S+", answer):

@@ -1,5 +1,6 @@
 """What lies in a data set's archive: which files are images, and the tables beside them."""
 
+import csv
 import io
 import re
 import warnings
@@ -98,19 +99,27 @@ def read_member_table(container: Container, name: str, columns: Collection[str],
 
 
 def read_text_columns(file: str | BinaryIO) -> pd.DataFrame:
-    """A CSV in UTF-8, every cell as text. Raises ValueError, as all of pandas' errors are, where it is none,
-    and OSError.
+    """A CSV in UTF-8, every cell as text; blank cells beyond the header's last column are passed over.
+
+    Raises ValueError, as all of pandas' errors are, where it is none, and OSError.
     """
-    with warnings.catch_warnings():
+    content = Path(file).read_bytes() if isinstance(file, str) else file.read()
+    with warnings.catch_warnings(record=True) as caught:
         # pandas drops what is beyond the header's last column, if it begins in the first row, and only warns.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            # utf-8-sig: a spreadsheet puts a mark before the first column's name.
-            return pd.read_csv(
-                file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-            ).fillna("")
-        except pd.errors.ParserWarning:
-            raise ValueError("rows have more cells than the header") from None
+        warnings.simplefilter("always", pd.errors.ParserWarning)
+        # utf-8-sig: a spreadsheet puts a mark before the first column's name.
+        table = pd.read_csv(
+            io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+        )
+    if caught and _has_text_beyond_header(content.decode("utf-8-sig")):
+        raise ValueError("rows have more cells than the header")
+    return table.fillna("")
+
+
+def _has_text_beyond_header(text: str) -> bool:
+    rows = csv.reader(io.StringIO(text, newline=""))
+    num_columns = len(next(rows))
+    return any(any(row[num_columns:]) for row in rows)
 
 
 def read_yaml(name: str) -> dict:
