@@ -4,8 +4,8 @@
     python stages/compare.py main lora-32      # two of: a commit, a branch, a tag, the name of an experiment
     python stages/compare.py main --fail-if-worse    # exit 1: a headline figure is worse, or a guard broken
 
-Reads params.yaml, metrics/predictions.csv and, where there are any, metrics/samples.csv of both, the gate
-metrics/eval.json and metrics/split.json, too; needs no model. The interval covers the choice of test
+Reads params.yaml, metrics/predictions.csv, metrics/eval.json and, where there are any, metrics/samples.csv of
+both, the gate metrics/split.json, too; needs no model. The interval covers the choice of test
 patients. It does not cover the luck of one training run: for that, train again with another `train.seed` and
 see how far the two differ.
 """
@@ -29,6 +29,8 @@ from explainmyxray.comparing.revisions import (
 )
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.settings import load_settings
+
+EVALUATION = "metrics/eval.json"
 
 
 def main() -> None:
@@ -58,6 +60,11 @@ def main() -> None:
     all_before, all_after = load_predictions(options.before), load_predictions(options.after)
     parameters = changed_parameters(load_parameters(options.before), load_parameters(options.after))
     before, after = common_images(all_before, all_after)
+    print(
+        f"comparing {len(before)} test images in {options.samples:,} resamples ...",
+        file=sys.stderr,
+        flush=True,
+    )
     figures = compare(before, after, options.samples, settings.seed)
     samples_before, samples_after = load_samples(options.before), load_samples(options.after)
     if samples_before is not None and samples_after is not None:
@@ -65,6 +72,8 @@ def main() -> None:
         figures = pd.concat([figures, calibration], ignore_index=True)
 
     names = options.name or options.before, options.after or "working tree"
+    malformed_before = malformed_reports(load_metrics(EVALUATION, options.before))
+    malformed_after = malformed_reports(load_metrics(EVALUATION, options.after))
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
     print(summary_line(figures, *names, images))
     print()
@@ -73,7 +82,7 @@ def main() -> None:
         failures = worse_figures(figures, settings.gate)
         failures += broken_guards(
             all_after,
-            load_metrics("metrics/eval.json", options.after),
+            load_metrics(EVALUATION, options.after),
             load_metrics("metrics/split.json", options.after),
             settings.gate,
             options.samples,
@@ -84,6 +93,7 @@ def main() -> None:
     print(parameter_table(parameters, *names))
     print()
     print(figure_table(figures, *names))
+    print(f"\nMalformed reports: {malformed_before} ({names[0]}), {malformed_after} ({names[1]}).")
     print(
         f"\nOf {len(figures)} figures that did not change, about {len(figures) / 20:.0f} would look as if "
         "they had. The interval covers the choice of test patients, not the luck of a training run."
@@ -101,6 +111,13 @@ def summary_line(figures: pd.DataFrame, before: str, after: str, images: str) ->
     moved = figures[~figures["within_noise"]]
     differences = [f"{row.figure} {row.difference:+.3g}" for row in moved.itertuples()]
     return f"**More than chance: {', '.join(differences) or 'nothing'}** ({after} against {before}, {images})"
+
+
+def malformed_reports(evaluation: dict) -> str:
+    """How many of a revision's reports are malformed, as `metrics/eval.json` has it."""
+    if "malformed_reports" not in evaluation:
+        return "not counted"
+    return f"{evaluation['malformed_reports']['any']} of {evaluation['n']}"
 
 
 def gate_verdict(failures: list[str]) -> str:

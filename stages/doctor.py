@@ -235,7 +235,7 @@ def step(settings: Settings) -> Iterator[Line]:
     except UserError as error:
         yield MISSING, f"memory: {error}"
     else:
-        yield GOOD, f"memory: {said.getvalue().strip()}"
+        yield GOOD, f"memory: {said.getvalue().strip()}, with reports up to model.max_length"
     yield card_line(settings, family)
 
 

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.explaining.arguments import add_model_arguments
 from explainmyxray.explaining.explanation import NOTICE, Explanation
-from explainmyxray.explaining.files import find_images
+from explainmyxray.explaining.files import find_images, image_problem
 from explainmyxray.images.decoding import MAX_FILE_BYTES
 from explainmyxray.reports.findings import FINDINGS, SHOWN_SHARE
 
@@ -34,12 +35,7 @@ from explainmyxray.reports.findings import FINDINGS, SHOWN_SHARE
 def main() -> None:
     options = parse_arguments()
     paths = find_images(options.images)
-    # torch and transformers take seconds to import: only where there is something to explain.
-    from explainmyxray.explaining.loading import load_explainer
-
-    with redirect_stdout(sys.stderr):  # what loading says is no part of a table
-        explainer = load_explainer(options.adapter, options.samples)
-    results = explainer.explain((str(path), read(path)) for path in paths)
+    results = explain(paths, options.adapter, options.samples)
     explanations = []
     for each in tqdm(results, total=len(paths), desc="explaining", unit="image", disable=len(paths) < 2):
         explanations.append(each)
@@ -64,6 +60,18 @@ def parse_arguments() -> argparse.Namespace:
     output.add_argument("--json", action="store_true", help="a JSON object a line")
     output.add_argument("--csv", action="store_true", help="a table with a column a finding")
     return parser.parse_args()
+
+
+def explain(paths: list[Path], adapter: str, samples: int | None) -> Iterator[Explanation]:
+    """An explanation for each file, in order; the model is loaded only where one of them is an image."""
+    if all(image_problem(read(path)) for path in paths):
+        return (Explanation(str(path), problem=image_problem(read(path))) for path in paths)
+    # torch and transformers take seconds to import: only where there is something to explain.
+    from explainmyxray.explaining.loading import load_explainer
+
+    with redirect_stdout(sys.stderr):  # what loading says is no part of a table
+        explainer = load_explainer(adapter, samples)
+    return explainer.explain((str(path), read(path)) for path in paths)
 
 
 def read(path: Path) -> bytes:

@@ -136,6 +136,14 @@ def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
     assert "| metrics/eval.json | rouge1 | 0.8 | 1.6 | 0.8 |" in words
     assert words.index("lora.r") < words.index("| figure | main |")
     assert words.count("lora.r") == 1
+    assert "Malformed reports: 1 of 120 (main), 1 of 120 (working tree)." in words
+
+
+def test_a_reader_that_ends_early_gets_no_traceback(repository, tmp_path):
+    """As in `compare.py main | head -1`."""
+    command = f"{sys.executable} {ROOT}/stages/compare.py weak | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "comparing 120 test images" in done.stderr
 
 
 def test_a_revision_that_is_not_there_is_one_line(repository, tmp_path, monkeypatch):

@@ -21,11 +21,13 @@ from sklearn.datasets import load_sample_image
 
 from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
+from explainmyxray.explaining import explainer
 from explainmyxray.explaining.confidence import Calibration, load_calibration
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.files import find_images
 from explainmyxray.explaining.loading import load_explainer
 from explainmyxray.explaining.remarks import remarks_on
+from explainmyxray.generation import sample_reports
 from explainmyxray.images.decoding import BadImage
 from explainmyxray.images.films import is_colour, open_film
 from explainmyxray.model.tuned_on import load_tuned_on
@@ -254,6 +256,22 @@ def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monk
     assert not any(secret in everything for secret in ("Doe", "Jane", "4711", "1999"))
 
 
+def test_as_many_reports_are_sampled_as_were_asked_for(folder, film, monkeypatch):
+    """Also where the report is their consensus, of which evaluation would draw more."""
+    asked = load_explainer("models/adapter", samples=1)
+    assert asked.generation.decoding == "consensus" and asked.generation.samples > 1
+    drawn = []
+
+    def count(*arguments):
+        drawn.append(arguments[4])
+        return sample_reports(*arguments)
+
+    monkeypatch.setattr(explainer, "sample_reports", count)
+    (explanation,) = asked.explain([("a.png", png(film))])
+    assert drawn == [1]
+    assert explanation.agreement == 1  # one report agrees with itself
+
+
 def test_the_same_image_gets_the_same_explanation_alone_and_among_others(folder, monkeypatch, capsys):
     alone = explain(monkeypatch, capsys, folder / "a.png", "--json")
     among = explain(monkeypatch, capsys, folder / "f.png", folder / "a.png", "--json").splitlines()[1]
@@ -287,6 +305,10 @@ def test_a_damaged_note_of_what_an_adapter_was_tuned_on_is_one_line(tmp_path, co
         ),
         ("Findings: No pulmonary edema. Impression: Pulmonary edema.", "differ on edema"),
         ("Findings: There is a pneumothorax. Impression: No pneumothorax.", "differ on pneumothorax"),
+        (
+            "Findings: There is a pleural effusion. No evidence of pleural effusion. Impression: Effusion.",
+            "effusion asserted and denied in its findings",
+        ),
     ],
 )
 def test_a_text_that_is_no_report_and_one_that_contradicts_itself_are_remarked(report, remark):
@@ -295,7 +317,11 @@ def test_a_text_that_is_no_report_and_one_that_contradicts_itself_are_remarked(r
 
 
 def test_a_report_is_not_remarked(small_data):
-    """Nor one whose impression leaves a finding out or adds one; nor any of the templates' own."""
+    """Nor one whose impression leaves a finding out or adds one, or that denies on one side what it
+    asserts on the other; nor any of the templates' own.
+    """
+    assert remarks_on("Findings: There is a left effusion. No right effusion. Impression: Effusion.") == ()
+    assert remarks_on("Findings: Mild atelectasis. The lungs are otherwise clear.") == ()
     assert remarks_on("The heart is enlarged.") == ()
     assert remarks_on("Findings: A mass and an effusion are seen. Impression: Mass.") == ()
     assert remarks_on("Findings: The heart is enlarged. Impression: Cardiomegaly and edema.") == ()
@@ -311,6 +337,7 @@ def test_a_report_is_not_remarked(small_data):
         (["film.png", "--simples", "3"], 2, "unrecognized arguments"),
         (["film.png", "--samples", "-3"], 2, "samples"),
         (["nowhere.png"], 1, "nowhere.png is no file"),
+        ([str(ROOT / "README.md")], 1, "README.md\n  not an image that can be used"),
     ],
 )
 def test_arguments_are_answered_before_anything_heavy_is_imported(arguments, status, says):

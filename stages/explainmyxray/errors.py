@@ -39,6 +39,10 @@ def exit_on_user_error(main: Callable[[], None], interrupted: str = "interrupted
     except UserError as error:
         # One from a data loader's process brings its traceback along, the message last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+    except BrokenPipeError:
+        # What reads the output, as `| head` does, has ended. Python flushes it once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (OSError, RuntimeError) as error:
         message = _disk_problem(error)
         if message is None:

@@ -9,6 +9,7 @@ from PIL import Image
 from explainmyxray import settings
 from explainmyxray.explaining.confidence import Calibration, shares
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
+from explainmyxray.explaining.files import in_words
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.generation import consensus, generate_batch, sample_reports
 from explainmyxray.gpu import gpu_memory_errors
@@ -68,8 +69,7 @@ class Explainer:
             image = self.prepare(open_film(data))
             return Film(name, image, is_colour(data))
         except BadImage as bad:
-            reason = bad.reason.replace("_", " ")
-            return Film(name, problem=f"not an image that can be used: {reason}")
+            return Film(name, problem=in_words(bad))
 
     def prepare(self, film: Image.Image) -> Image.Image:
         """A film as the model takes it: a square of its side."""
@@ -100,7 +100,7 @@ class Explainer:
                 sampled = sample_reports(model, processor, images, generation, self.samples, self.seed)
             return list(zip(reports, sampled))
         # The samples are drawn for the consensus already: they serve as confidence, too.
-        count = max(self.samples, generation.samples)
+        count = self.samples or generation.samples
         sampled = sample_reports(model, processor, images, generation, count, self.seed)
         reports = [consensus(each) for each in sampled]
         return [(report, each if self.samples else []) for report, each in zip(reports, sampled)]

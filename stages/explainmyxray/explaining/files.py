@@ -1,10 +1,12 @@
-"""Which files are meant where a person names files and folders."""
+"""Which files are meant where a person names files and folders, and what is wrong with one."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from explainmyxray.errors import UserError
+from explainmyxray.images.decoding import BadImage
+from explainmyxray.images.films import open_film
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 DICOM_PREAMBLE = 128  # bytes before the mark
@@ -26,6 +28,20 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     if not found:
         raise UserError(f"no image: name a file, or a folder with {', '.join(sorted(SUFFIXES))} in it")
     return found
+
+
+def image_problem(data: bytes) -> str:
+    """Why a file's content is no film that can be used; blank where it is one."""
+    try:
+        open_film(data)
+    except BadImage as bad:
+        return in_words(bad)
+    return ""
+
+
+def in_words(bad: BadImage) -> str:
+    """A decoder's reason as a person reads it."""
+    return f"not an image that can be used: {bad.reason.replace('_', ' ')}"
 
 
 def _is_image(file: Path) -> bool:

@@ -2,15 +2,22 @@
 
 import re
 
-from explainmyxray.reports.labeler import label_report, positive_findings
+from explainmyxray.reports.labeler import SENTENCE_END, label_report, positive_findings
 
 IMPRESSION = re.compile(r"\bimpression\s*:", re.IGNORECASE)
 SECTION = re.compile(r"\b(?:findings|impression)\s*:", re.IGNORECASE)
+# A sentence on one place, size or time leaves room for the opposite on another: "Small left effusion. No
+# right effusion." No template of this project has these words.
+QUALIFIER = re.compile(
+    r"\b(?:left|right|bilateral|upper|lower|middle|base|apex|apical|basilar|lobe|new|acute|large|"
+    r"significant|other|otherwise|definitely|additional|additionally|further|prior|previous|previously|recurrent|residual)\b",
+    re.IGNORECASE,
+)
 NO_REPORT = "this text is no report: it says nothing of a chest X-ray"
 
 
 def remarks_on(report: str) -> tuple[str, ...]:
-    """A remark for each fault: a text that is no report, or one whose impression contradicts its findings."""
+    """A remark for each fault: a text that is no report, or one that contradicts itself."""
     if not SECTION.search(report) and not label_report(report):
         return (NO_REPORT,)
     contradiction = _contradiction(report)
@@ -18,16 +25,33 @@ def remarks_on(report: str) -> tuple[str, ...]:
 
 
 def _contradiction(report: str) -> str:
-    """How the impression contradicts what stands before it;
-    blank where it does not, or where there is only one of them.
+    """How the report contradicts itself; blank where it does not."""
+    *findings, impression = IMPRESSION.split(report, maxsplit=1)
+    for name, section in (("findings", "".join(findings)), ("impression", impression)):
+        both = _asserted_and_denied(section)
+        if both:
+            return f"the report contradicts itself: {_names(both)} asserted and denied in its {name}"
+    return _between_sections(findings[0], impression) if findings else ""
+
+
+def _asserted_and_denied(section: str) -> set[str]:
+    """The findings that one sentence of a section asserts and another denies, both without a qualifier."""
+    asserted, denied = set(), set()
+    for sentence in SENTENCE_END.split(section):
+        if QUALIFIER.search(sentence):
+            continue
+        labels = label_report(sentence)
+        asserted |= positive_findings(sentence)
+        denied |= {finding for finding, status in labels.items() if status == "absent"}
+    return asserted & denied
+
+
+def _between_sections(findings: str, impression: str) -> str:
+    """How the impression contradicts the findings; blank where it does not.
 
     An impression may leave out findings, or add some: that is how it is written. It contradicts where
     one of the two denies what the other asserts, or where each asserts what the other does not.
     """
-    parts = IMPRESSION.split(report, maxsplit=1)
-    if len(parts) == 1:
-        return ""
-    findings, impression = parts
     in_findings, in_impression = positive_findings(findings), positive_findings(impression)
 
     denied = {name for name in in_findings if label_report(impression).get(name) == "absent"}

@@ -75,6 +75,12 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
         self.first_step = state.global_step
+        if state.is_world_process_zero and state.max_steps <= args.warmup_steps:
+            print(
+                f"the run ends within its warm-up, at step {state.max_steps} of train.warmup_steps "
+                f"{args.warmup_steps}: the learning rate never reaches its full value",
+                flush=True,
+            )
 
     def on_log(self, args, state, control, logs, **kwargs):
         steps = state.global_step - self.first_step
