@@ -41,6 +41,7 @@ from explainmyxray.sources import table
 from explainmyxray.sources.kaggle_download import KEY, find_data_set, page
 from explainmyxray.training.memory import estimate_step
 from explainmyxray.training.memory_plan import plan_memory
+from explainmyxray.training.processes import count_processes
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 GOOD, NOTE, MISSING = "ok", "note", "MISSING"
@@ -146,8 +147,8 @@ def gpu(settings: Settings) -> Iterator[Line]:
         yield MISSING, f"{name}: {error}"
         return
     yield GOOD, f"{name}, computing in {str(dtype).removeprefix('torch.')}"
-    if count > settings.train.num_processes:
-        used = settings.train.num_processes
+    used = count_processes(settings.train.num_processes, settings.train.gradient_accumulation_steps)
+    if count > used:
         yield NOTE, f"GPU: training uses {used} of {count}: -S train.num_processes={count} uses all"
 
 

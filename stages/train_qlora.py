@@ -50,7 +50,12 @@ from explainmyxray.tables import (
 from explainmyxray.training.checkpoints import checkpoints_folder
 from explainmyxray.training.fingerprint import run_fingerprint
 from explainmyxray.training.memory_plan import apply_plan, plan_memory
-from explainmyxray.training.processes import is_main_process, print_on_main_process, run_in_processes
+from explainmyxray.training.processes import (
+    count_processes,
+    is_main_process,
+    print_on_main_process,
+    run_in_processes,
+)
 from explainmyxray.training.report_validation import ReportValidation
 from explainmyxray.training.sides import refuse_mirrored_sides
 from explainmyxray.training.trainer import make_datasets, train
@@ -60,7 +65,8 @@ SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models
 
 def main() -> None:
     parse_no_arguments(__doc__)
-    run_in_processes(train_adapter, load_settings().train.num_processes)
+    train = load_settings().train
+    run_in_processes(train_adapter, count_processes(train.num_processes, train.gradient_accumulation_steps))
 
 
 @print_on_main_process()

@@ -32,6 +32,7 @@ SMALL = {  # a run of seconds: everything else is as committed
     "data": {"phantom": {"count": 120}},
     "split": {"min_samples_per_class": 3},
     "train": {
+        "num_processes": 1,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 0.25,
         "warmup_steps": 2,

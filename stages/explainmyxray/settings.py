@@ -116,7 +116,7 @@ class Augment(Section):
 
 class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    num_processes: Count
+    num_processes: Count | Literal["auto"]
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
     learning_rate: Positive
@@ -150,7 +150,7 @@ class Train(Section):
             )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: set one to false")
-        if self.gradient_accumulation_steps % self.num_processes:
+        if self.num_processes != "auto" and self.gradient_accumulation_steps % self.num_processes:
             raise ValueError(
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) is no multiple of "
                 "num_processes "

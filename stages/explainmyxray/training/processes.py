@@ -8,11 +8,28 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Literal
 
 import torch
 from torch import multiprocessing
 
 from explainmyxray.errors import UserError
+
+# On any CPU, so that two machines have the same adapter: dropout is drawn in each process. Threads of one
+# process wait for each other at each small operation (docs/benchmarks.md); processes, once a step.
+CPU_PROCESSES = 2
+
+
+def count_processes(num_processes: int | Literal["auto"], accumulation_steps: int) -> int:
+    """How many processes share a step of `accumulation_steps` micro-batches, of which each computes as many.
+
+    `auto` is one where there is a GPU, and `CPU_PROCESSES` on a CPU, one where the step cannot be halved.
+    """
+    if num_processes != "auto":
+        return num_processes
+    if torch.cuda.is_available() or accumulation_steps % CPU_PROCESSES:
+        return 1
+    return CPU_PROCESSES
 
 
 def run_in_processes(main: Callable[[], None], num_processes: int) -> None:

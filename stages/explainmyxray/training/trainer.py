@@ -31,6 +31,7 @@ from explainmyxray.training.report_validation import ReportValidation, wording_a
 NOT_TRAINER_S = {
     "num_processes",
     "gradient_accumulation_steps",
+    "dataloader_num_workers",
     "gradient_checkpointing",
     "max_steps",
     "findings_f1_images",
@@ -209,6 +210,7 @@ def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
         )
     # torch warns where the guide's four workers are more than the cores, as on Colab.
     warnings.filterwarnings("ignore", "This DataLoader will create")
+    num_workers = math.ceil(train.dataloader_num_workers / PartialState().num_processes)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **train.model_dump(exclude=NOT_TRAINER_S),
@@ -231,7 +233,8 @@ def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
         disable_tqdm=True,
         log_level="error",
         dataloader_pin_memory=on_gpu,
-        dataloader_prefetch_factor=2 if train.dataloader_num_workers else None,
+        dataloader_num_workers=num_workers,
+        dataloader_prefetch_factor=2 if num_workers else None,
         # Every adapter weight has a part in the loss: no search for those without, step by step.
         ddp_find_unused_parameters=False,
     )
