@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 
 from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
-from explainmyxray.training.processes import find_free_port
+from explainmyxray.training.processes import count_processes, find_free_port
 
 COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
 NAMES = ("train_loss", "eval_loss", "findings_f1", "learning_rate")
@@ -47,6 +49,28 @@ def test_two_processes_follow_the_curve_of_one(workspace):
 
 
 @pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_from_their_checkpoint(workspace):
+    """Their dropout, too, is what it would have been."""
+    two = {"train": {"num_processes": 2, "gradient_accumulation_steps": 2, "max_steps": 6}}
+    write_params(workspace, SMALL, two)
+    killed = subprocess.Popen(COMMAND, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    checkpoints = workspace / "models/checkpoints"
+    while killed.poll() is None and not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()  # its processes hold the pipes open until they have ended, too
+    assert killed.returncode == -signal.SIGKILL
+
+    adapters = []
+    for _ in range(2):
+        done = subprocess.run(COMMAND, cwd=workspace, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        adapters.append((workspace / "models/adapter/adapter_model.safetensors").read_bytes())
+        assert not list(checkpoints.iterdir())  # so that the second run is a whole one
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.slow
 def test_an_error_in_a_process_is_one_line(workspace):
     done = train(workspace, {"train": {"num_processes": 2, "learning_rate": 1.0e30, "warmup_steps": 0}})
     assert done.returncode == 1
@@ -60,6 +84,17 @@ def test_a_step_that_cannot_be_shared_is_refused(workspace):
     write_params(workspace, SMALL, SHARED, {"train": {"num_processes": 3}})
     with pytest.raises(UserError, match=r"is no multiple of num_processes \(3\)"):
         run_stage("train_qlora")
+
+
+@pytest.mark.parametrize(
+    "wanted, steps, on_gpu, count",
+    [("auto", 8, False, 2), ("auto", 1, False, 1), ("auto", 8, True, 1), (4, 8, True, 4), (1, 8, False, 1)],
+)
+def test_two_processes_share_a_step_on_a_cpu_and_one_takes_it_on_a_gpu(
+    wanted, steps, on_gpu, count, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    assert count_processes(wanted, steps) == count
 
 
 def train_on_two_machines(folder: Path, data: Path, **environment: str) -> list[tuple[int, str, str]]:
