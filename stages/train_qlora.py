@@ -75,6 +75,8 @@ def train_adapter() -> None:
     settings = load_settings()
     require_usable_gpu()
     logging.set_verbosity_error()
+    if not is_main_process():
+        logging.disable_progress_bar()
     state = PartialState(cpu=not torch.cuda.is_available())  # finds the other processes and this one's GPU
     base = check_base(settings.model, settings.data.image_size)
     checkpoints = checkpoints_folder()
