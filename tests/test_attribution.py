@@ -99,19 +99,19 @@ def test_a_report_without_a_finding_has_no_attribution_and_no_gradient_is_left_b
 
 @pytest.mark.slow
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
-    """On the tiny base as it is pretrained, told what is there;
-    the trained adapter is measured by benchmarks/overlay.py.
+    """On the tiny base, asked in the words of its pretraining and told what is there: a report's words it
+    learns from tuning, and the adapter is measured by benchmarks/overlay.py.
     """
-    sentences = {
-        "Mass": "There is a mass.",
-        "Nodule": "There is a nodule.",
-        "Consolidation": "There is consolidation.",
-    }
+    model, _ = tiny
+    base = load_settings(ROOT / "params.yaml").model
+    own_words = {"id": str(ROOT / "models/tiny-paligemma"), "prompt": "describe en"}
+    processor = load_processor(base.model_copy(update=own_words))
     hits, chance = [], []
     for index in range(8):
-        for finding, sentence in sentences.items():
+        for finding in ("Mass", "Nodule", "Consolidation"):
             film = drawn(finding, index)
             sign = touched(film, 8)[finding]
-            hits.append(sign[attribute(*tiny, film.read(), sentence, 49)[finding].peak])
+            sentence = f"There are signs of {finding.lower()}."
+            hits.append(sign[attribute(model, processor, film.read(), sentence, 49)[finding].peak])
             chance.append(sign.mean())
-    assert np.mean(hits) >= 0.4 and np.mean(hits) > 4 * np.mean(chance), (np.mean(hits), np.mean(chance))
+    assert np.mean(hits) >= 0.8 and np.mean(hits) > 4 * np.mean(chance), (np.mean(hits), np.mean(chance))
