@@ -27,7 +27,7 @@ from explainmyxray.comparing.revisions import (
     load_predictions,
     load_samples,
 )
-from explainmyxray.errors import exit_on_user_error
+from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.settings import load_settings
 
 EVALUATION = "metrics/eval.json"
@@ -72,8 +72,7 @@ def main() -> None:
         figures = pd.concat([figures, calibration], ignore_index=True)
 
     names = options.name or options.before, options.after or "working tree"
-    malformed_before = malformed_reports(load_metrics(EVALUATION, options.before))
-    malformed_after = malformed_reports(load_metrics(EVALUATION, options.after))
+    malformed_before, malformed_after = malformed_reports(options.before), malformed_reports(options.after)
     images = f"{len(before)} test images of {before['patient'].nunique()} patients"
     print(summary_line(figures, *names, images))
     print()
@@ -113,8 +112,12 @@ def summary_line(figures: pd.DataFrame, before: str, after: str, images: str) ->
     return f"**More than chance: {', '.join(differences) or 'nothing'}** ({after} against {before}, {images})"
 
 
-def malformed_reports(evaluation: dict) -> str:
-    """How many of a revision's reports are malformed, as `metrics/eval.json` has it."""
+def malformed_reports(revision: str | None) -> str:
+    """How many of a revision's reports are malformed, where its `metrics/eval.json` has it."""
+    try:
+        evaluation = load_metrics(EVALUATION, revision)
+    except UserError:  # a revision without
+        return "not counted"
     if "malformed_reports" not in evaluation:
         return "not counted"
     return f"{evaluation['malformed_reports']['any']} of {evaluation['n']}"

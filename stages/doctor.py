@@ -230,6 +230,10 @@ def step(settings: Settings) -> Iterator[Line]:
     settings = settings.model_copy(update={"model": found.model})
     family = load_family(found.model)
     said = io.StringIO()
+    if not torch.cuda.is_available():
+        train = settings.train
+        count = count_processes(train.num_processes, train.gradient_accumulation_steps)
+        os.environ["LOCAL_WORLD_SIZE"] = str(count)  # they share the memory
     try:
         with contextlib.redirect_stdout(said):
             plan_memory(settings, *longest_sequence(settings, family))

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from explainmyxray import sources, tables
+from explainmyxray.child_process import end_with_parent
 from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.images.decoding import BadImage
@@ -135,18 +135,6 @@ def prepare_all(films: list[sources.Film], size: int) -> Iterator[tuple[sources.
             if process not in others:
                 process.terminate()
         pool.shutdown(cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended: a pool's processes would wait for work
-    forever.
-    """
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def prepare(film: sources.Film, size: int) -> PreparedFilm:

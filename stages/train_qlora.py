@@ -66,6 +66,7 @@ SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models
 def main() -> None:
     parse_no_arguments(__doc__)
     train = load_settings().train
+    require_usable_gpu()
     run_in_processes(train_adapter, count_processes(train.num_processes, train.gradient_accumulation_steps))
 
 
@@ -73,7 +74,6 @@ def main() -> None:
 def train_adapter() -> None:
     """What every process does; the main process writes."""
     settings = load_settings()
-    require_usable_gpu()
     logging.set_verbosity_error()
     if not is_main_process():
         logging.disable_progress_bar()
@@ -95,6 +95,7 @@ def train_adapter() -> None:
     training, validation = make_datasets(processor, rows, IMAGES, settings)
     longest_report = min(max(training.report_lengths), training.max_report_length)
     plan = plan_memory(settings.model_copy(update={"model": base}), training.prompt_length, longest_report)
+    state.wait_for_everyone()  # each has seen what is free before one of them takes its part
     model = add_lora(load_base(base, settings.quantization), settings.lora, base.revision)
     apply_plan(model, plan)
     num_trainable, percent = count_trainable(model)

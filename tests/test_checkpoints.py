@@ -267,9 +267,11 @@ def test_a_killed_run_goes_on_in_another_clone(small_data, finished, tmp_path, m
 
 
 @pytest.mark.slow
-def test_ctrl_c_under_dvc_is_one_line_and_the_next_run_goes_on(workspace, capsys):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_ctrl_c_under_dvc_is_one_line_and_the_next_run_goes_on(workspace, capsys, num_processes):
     """In a clone, whose packed objects DVCLive opens; a loader's process gets the signal, too."""
-    write_params(workspace, SMALL, {"train": {"num_train_epochs": 0.5, "dataloader_num_workers": 1}})
+    changes = {"num_train_epochs": 0.5, "dataloader_num_workers": 1, "num_processes": num_processes}
+    write_params(workspace, SMALL, {"train": changes | {"gradient_accumulation_steps": num_processes}})
     command = f"{sys.executable} {ROOT / 'stages/train_qlora.py'}"
     (workspace / "dvc.yaml").write_text(f"stages: {{train: {{cmd: {command}}}}}")
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]

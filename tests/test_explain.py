@@ -309,6 +309,7 @@ def test_a_damaged_note_of_what_an_adapter_was_tuned_on_is_one_line(tmp_path, co
             "Findings: There is a pleural effusion. No evidence of pleural effusion. Impression: Effusion.",
             "effusion asserted and denied in its findings",
         ),
+        ("Findings: There is an effusion. No effusion.", "effusion asserted and denied in its findings"),
     ],
 )
 def test_a_text_that_is_no_report_and_one_that_contradicts_itself_are_remarked(report, remark):

@@ -33,6 +33,7 @@ PLUMBING = {
     "gpu",
     "model_card",
     "command",
+    "child_process",
     "registry",
 }
 FLOORS = [

@@ -55,18 +55,19 @@ def test_two_processes_that_are_killed_go_on_from_their_checkpoint(workspace):
     write_params(workspace, SMALL, two)
     killed = subprocess.Popen(COMMAND, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     checkpoints = workspace / "models/checkpoints"
-    while killed.poll() is None and not list(checkpoints.glob("*/checkpoint-*/trainer_state.json")):
+    written = {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"}
+    while killed.poll() is None and not written <= {path.name for path in checkpoints.glob("*/*/*")}:
         time.sleep(0.1)
     killed.kill()
     killed.communicate()  # its processes hold the pipes open until they have ended, too
     assert killed.returncode == -signal.SIGKILL
 
     adapters = []
-    for _ in range(2):
+    for goes_on in (True, False):
         done = subprocess.run(COMMAND, cwd=workspace, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert ("going on from" in done.stdout) == goes_on
         adapters.append((workspace / "models/adapter/adapter_model.safetensors").read_bytes())
-        assert not list(checkpoints.iterdir())  # so that the second run is a whole one
     assert adapters[0] == adapters[1]
 
 
@@ -78,6 +79,15 @@ def test_an_error_in_a_process_is_one_line(workspace):
     last_line = done.stderr.strip().splitlines()[-1]
     assert last_line.startswith("error: the ")
     assert "at step 2" in last_line
+
+
+@pytest.mark.slow
+def test_processes_whose_output_nobody_reads_end_without_a_traceback(workspace):
+    write_params(workspace, SMALL, SHARED, {"train": {"num_processes": 2}})
+    command = " ".join(map(str, COMMAND))
+    done = subprocess.run(["bash", "-c", f"{command} | true"], cwd=workspace, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert not (workspace / "models/adapter").exists()
 
 
 def test_a_step_that_cannot_be_shared_is_refused(workspace):

@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_SHOWN = 60  # characters of a value that a message shows
@@ -39,11 +40,11 @@ def exit_on_user_error(main: Callable[[], None], interrupted: str = "interrupted
     except UserError as error:
         # One from a data loader's process brings its traceback along, the message last.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    except BrokenPipeError:
-        # What reads the output, as `| head` does, has ended. Python flushes it once more on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (OSError, RuntimeError) as error:
+        if _nobody_reads_output():
+            # Python flushes it once more on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         message = _disk_problem(error)
         if message is None:
             raise
@@ -79,6 +80,29 @@ def printable(text: str) -> str:
     """
     characters = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
     return "".join(characters)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn what an error says of the disk, or of a closed output, into a UserError, that another process can
+    tell it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        message = "what reads this output has ended" if _nobody_reads_output() else _disk_problem(error)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _nobody_reads_output() -> bool:
+    """Whether what read this process's output, as `| head` does, has ended."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _disk_problem(error: OSError | RuntimeError) -> str | None:

@@ -26,12 +26,12 @@ def remarks_on(report: str) -> tuple[str, ...]:
 
 def _contradiction(report: str) -> str:
     """How the report contradicts itself; blank where it does not."""
-    *findings, impression = IMPRESSION.split(report, maxsplit=1)
-    for name, section in (("findings", "".join(findings)), ("impression", impression)):
+    sections = IMPRESSION.split(report, maxsplit=1)
+    for name, section in zip(("findings", "impression"), sections):
         both = _asserted_and_denied(section)
         if both:
             return f"the report contradicts itself: {_names(both)} asserted and denied in its {name}"
-    return _between_sections(findings[0], impression) if findings else ""
+    return _between_sections(*sections) if len(sections) == 2 else ""
 
 
 def _asserted_and_denied(section: str) -> set[str]:

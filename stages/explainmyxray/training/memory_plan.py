@@ -89,7 +89,7 @@ def plan_memory(settings: Settings, prompt_length: int, report_length: int) -> M
     if not plan.fits:
         raise UserError(
             f"a training step needs about {plan.required / GIB:.1f} GiB and {plan.free / GIB:.1f} are free: "
-            f"{_what_fits(settings, prompt_length, report_length, plan.free)}"
+            f"{_what_fits(settings, prompt_length, report_length, plan.free)}{_alone(settings)}"
         )
     print(plan, flush=True)
     return plan
@@ -161,6 +161,13 @@ def _what_fits(settings: Settings, prompt_length: int, report_length: int, free:
             )
         batch_size //= 2
     return "no setting makes this model fit: take a larger GPU, or a smaller model.id"
+
+
+def _alone(settings: Settings) -> str:
+    """What else there is where two processes of a CPU share its memory."""
+    if settings.train.num_processes != "auto" or device().type != "cpu":
+        return ""
+    return "; train.num_processes=1 has twice the memory"
 
 
 def apply_plan(model, plan: MemoryPlan) -> None:

@@ -6,6 +6,8 @@ are.
 
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Literal
@@ -13,7 +15,11 @@ from typing import Literal
 import torch
 from torch import multiprocessing
 
-from explainmyxray.errors import UserError
+from explainmyxray.child_process import end_with_parent
+from explainmyxray.errors import UserError, disk_errors
+
+# Any of these says that a launcher started this process beside others: torchrun, or one of three MPIs.
+LAUNCHED = {"RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"}
 
 # On any CPU, so that two machines have the same adapter: dropout is drawn in each process. Threads of one
 # process wait for each other at each small operation (docs/benchmarks.md); processes, once a step.
@@ -37,7 +43,7 @@ def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
 
     Raises UserError where there are GPUs, and fewer than processes.
     """
-    if "RANK" in os.environ or num_processes == 1:
+    if LAUNCHED & os.environ.keys() or num_processes == 1:
         return main()
     num_gpus = torch.cuda.device_count()
     if 0 < num_gpus < num_processes:
@@ -51,11 +57,12 @@ def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
         MASTER_PORT=str(find_free_port()),
     )
     # Each process would start a thread for every core.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
+    start_method = multiprocessing.get_start_method()
     try:
-        multiprocessing.spawn(
-            _run_process, args=(main, multiprocessing.get_start_method()), nprocs=num_processes
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (main, start_method, f"{folder}/rendezvous")
+            multiprocessing.spawn(_run_process, arguments, nprocs=num_processes)
     except multiprocessing.ProcessRaisedException as error:  # with the traceback of the first that failed
         last_line = str(error).strip().splitlines()[-1]
         if last_line.startswith(f"{UserError.__module__}.UserError: "):
@@ -63,12 +70,27 @@ def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
         raise
 
 
-def _run_process(rank: int, main: Callable[[], None], start_method: str) -> None:
+def _run_process(rank: int, main: Callable[[], None], start_method: str, rendezvous: str) -> None:
+    end_with_parent()
     # `spawn` has made itself the start method here: each process of the data loader would import everything
     # anew.
     multiprocessing.set_start_method(start_method, force=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    main()
+    if not torch.cuda.is_available():
+        _meet_on_this_machine(rank, rendezvous)
+    with disk_errors():
+        main()
+
+
+def _meet_on_this_machine(rank: int, rendezvous: str) -> None:
+    """Join the group of processes through the file `rendezvous` and the loopback interface.
+
+    By itself torch would listen for the others on all interfaces, and gloo on the address of the host's name.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    world_size = int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size)
 
 
 def find_free_port() -> int:

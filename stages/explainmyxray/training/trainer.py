@@ -1,6 +1,7 @@
 """Training the adapter: `transformers.Trainer` with the guide's settings, the report loss, and resumption."""
 
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -210,7 +211,8 @@ def training_arguments(train: Train, checkpoints: Path) -> TrainingArguments:
         )
     # torch warns where the guide's four workers are more than the cores, as on Colab.
     warnings.filterwarnings("ignore", "This DataLoader will create")
-    num_workers = math.ceil(train.dataloader_num_workers / PartialState().num_processes)
+    sharing_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    num_workers = math.ceil(train.dataloader_num_workers / sharing_this_machine)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         **train.model_dump(exclude=NOT_TRAINER_S),
