@@ -3,10 +3,12 @@ against one image at a time; with weights that stay in 4
 bits; and with the adapter merged.
 
     python tests/benchmarks/generation.py    # after `make repro`: it reads models/adapter and the test split
+    python tests/benchmarks/generation.py --decoding consensus    # an image is a batch of 16 samples
 
 The four take turns on the same images. The last line is JSON.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -19,7 +21,6 @@ sys.path += [str(Path(__file__).resolve().parents[2] / "stages"), str(Path(__fil
 from transformers.utils import logging
 
 from conftest import ROOT
-from explainmyxray.command import parse_no_arguments
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.generation import generate, hold_decoded_for
 from explainmyxray.model.adapter import load_adapter
@@ -34,11 +35,16 @@ FOUR_BIT, MERGED = "batched, 4 bits", "batched, merged"
 
 
 def main() -> None:
-    parse_no_arguments(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--decoding", choices=["greedy", "beam", "consensus"], default="greedy")
+    options = parser.parse_args()
     os.chdir(ROOT)
     logging.set_verbosity_error()
     settings = load_settings()
-    names = list(read_table("data/splits/test.csv")["image"])[: 2 * settings.evaluate.batch_size]
+    together = settings.evaluate.model_copy(update={"decoding": options.decoding})
+    names = list(read_table("data/splits/test.csv")["image"])[: 2 * together.batch_size]
     processor = load_processor(settings.model)
     model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER, processor.prompt)
     hold_decoded_for(model, processor, settings.evaluate)
@@ -46,12 +52,11 @@ def main() -> None:
     merged = load_adapter(
         load_base(settings.model, settings.quantization), ADAPTER, processor.prompt
     ).merge_and_unload()
-    single = settings.evaluate.model_copy(update={"batch_size": 1})
     ways = {
-        ONE_BY_ONE: (model, single),
-        BATCHED: (model, settings.evaluate),
-        FOUR_BIT: (four_bit, settings.evaluate),
-        MERGED: (merged, settings.evaluate),
+        ONE_BY_ONE: (model, together.model_copy(update={"batch_size": 1})),
+        BATCHED: (model, together),
+        FOUR_BIT: (four_bit, together),
+        MERGED: (merged, together),
     }
 
     seconds = {name: float("inf") for name in ways}
