@@ -60,11 +60,8 @@ def main() -> None:
     all_before, all_after = load_predictions(options.before), load_predictions(options.after)
     parameters = changed_parameters(load_parameters(options.before), load_parameters(options.after))
     before, after = common_images(all_before, all_after)
-    print(
-        f"comparing {len(before)} test images in {options.samples:,} resamples ...",
-        file=sys.stderr,
-        flush=True,
-    )
+    if sys.stderr.isatty():  # it takes half a minute, and .ci/review keeps what is written to a file
+        print(f"comparing {len(before)} test images, {options.samples:,} resamples ...", file=sys.stderr)
     figures = compare(before, after, options.samples, settings.seed)
     samples_before, samples_after = load_samples(options.before), load_samples(options.after)
     if samples_before is not None and samples_after is not None:

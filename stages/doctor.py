@@ -230,13 +230,13 @@ def step(settings: Settings) -> Iterator[Line]:
     settings = settings.model_copy(update={"model": found.model})
     family = load_family(found.model)
     said = io.StringIO()
+    processes = 1  # on a GPU each has a memory of its own
     if not torch.cuda.is_available():
         train = settings.train
-        count = count_processes(train.num_processes, train.gradient_accumulation_steps)
-        os.environ["LOCAL_WORLD_SIZE"] = str(count)  # they share the memory
+        processes = count_processes(train.num_processes, train.gradient_accumulation_steps)
     try:
         with contextlib.redirect_stdout(said):
-            plan_memory(settings, *longest_sequence(settings, family))
+            plan_memory(settings, *longest_sequence(settings, family), processes)
     except UserError as error:
         yield MISSING, f"memory: {error}"
     else:

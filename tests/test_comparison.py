@@ -143,7 +143,7 @@ def test_a_reader_that_ends_early_gets_no_traceback(repository, tmp_path):
     """As in `compare.py main | head -1`."""
     command = f"{sys.executable} {ROOT}/stages/compare.py weak | true"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr and "comparing 120 test images" in done.stderr
+    assert done.stderr == ""
 
 
 def test_a_revision_that_is_not_there_is_one_line(repository, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ what each command says, on machines that are faked.
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import run_stage, write_params
 from explainmyxray import gpu
@@ -56,8 +57,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    write_params(tmp_path)
-    (tmp_path / "film.png").touch()
+    write_params(tmp_path, {"train": {"num_processes": 1}})
+    Image.new("L", (64, 64)).save(tmp_path / "film.png")
     monkeypatch.chdir(tmp_path)
     return Machine(tmp_path, monkeypatch)
 

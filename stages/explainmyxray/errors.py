@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ def exit_on_user_error(main: Callable[[], None], interrupted: str = "interrupted
     except (OSError, RuntimeError) as error:
         if _nobody_reads_output():
             # Python flushes it once more on its way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(1)
         message = _disk_problem(error)
         if message is None:
@@ -98,11 +99,9 @@ def disk_errors() -> Iterator[None]:
 
 def _nobody_reads_output() -> bool:
     """Whether what read this process's output, as `| head` does, has ended."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _disk_problem(error: OSError | RuntimeError) -> str | None:

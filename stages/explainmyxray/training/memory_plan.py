@@ -79,13 +79,16 @@ class MemoryPlan:
         }
 
 
-def plan_memory(settings: Settings, prompt_length: int, report_length: int) -> MemoryPlan:
+def plan_memory(
+    settings: Settings, prompt_length: int, report_length: int, processes_to_come: int = 1
+) -> MemoryPlan:
     """What is stored and decoded on this device; prints it in one line.
 
+    `processes_to_come`: so many will share the free memory, where they have not been started yet.
     Raises UserError where a step is too large for this device, with what would fit.
     """
     estimate = estimate_step(settings, prompt_length, report_length)
-    plan = choose_plan(estimate, settings.train.gradient_checkpointing, free_memory())
+    plan = choose_plan(estimate, settings.train.gradient_checkpointing, free_memory() // processes_to_come)
     if not plan.fits:
         raise UserError(
             f"a training step needs about {plan.required / GIB:.1f} GiB and {plan.free / GIB:.1f} are free: "

@@ -4,6 +4,7 @@ Processes that were started by `accelerate launch` or `torchrun`, on one machine
 are.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -59,6 +60,8 @@ def run_in_processes(main: Callable[[], None], num_processes: int) -> None:
     # Each process would start a thread for every core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
     start_method = multiprocessing.get_start_method()
+    # It would say that it ends the other processes, above the line that says why.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             arguments = (main, start_method, f"{folder}/rendezvous")
