@@ -114,7 +114,7 @@ def malformed_reports(revision: str | None) -> str:
     try:
         evaluation = load_metrics(EVALUATION, revision)
     except UserError:  # a revision without
-        return "not counted"
+        evaluation = {}
     if "malformed_reports" not in evaluation:
         return "not counted"
     return f"{evaluation['malformed_reports']['any']} of {evaluation['n']}"

@@ -147,7 +147,7 @@ def gpu(settings: Settings) -> Iterator[Line]:
         yield MISSING, f"{name}: {error}"
         return
     yield GOOD, f"{name}, computing in {str(dtype).removeprefix('torch.')}"
-    used = count_processes(settings.train.num_processes, settings.train.gradient_accumulation_steps)
+    used = count_processes(settings.train)
     if count > used:
         yield NOTE, f"GPU: training uses {used} of {count}: -S train.num_processes={count} uses all"
 
@@ -230,10 +230,8 @@ def step(settings: Settings) -> Iterator[Line]:
     settings = settings.model_copy(update={"model": found.model})
     family = load_family(found.model)
     said = io.StringIO()
-    processes = 1  # on a GPU each has a memory of its own
-    if not torch.cuda.is_available():
-        train = settings.train
-        processes = count_processes(train.num_processes, train.gradient_accumulation_steps)
+    # On a GPU each process has a memory of its own.
+    processes = 1 if torch.cuda.is_available() else count_processes(settings.train)
     try:
         with contextlib.redirect_stdout(said):
             plan_memory(settings, *longest_sequence(settings, family), processes)

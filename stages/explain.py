@@ -64,8 +64,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def explain(paths: list[Path], adapter: str, samples: int | None) -> Iterator[Explanation]:
     """An explanation for each file, in order; the model is loaded only where one of them is an image."""
-    if all(image_problem(read(path)) for path in paths):
-        return (Explanation(str(path), problem=image_problem(read(path))) for path in paths)
+    problems = []
+    for path in paths:
+        problem = image_problem(read(path))
+        if not problem:
+            break
+        problems.append(Explanation(str(path), problem=problem))
+    if len(problems) == len(paths):
+        return iter(problems)
     # torch and transformers take seconds to import: only where there is something to explain.
     from explainmyxray.explaining.loading import load_explainer
 

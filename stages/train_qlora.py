@@ -65,9 +65,9 @@ SPLITS, IMAGES, ADAPTER = Path("data/splits"), Path("data/images"), Path("models
 
 def main() -> None:
     parse_no_arguments(__doc__)
-    train = load_settings().train
+    settings = load_settings()
     require_usable_gpu()
-    run_in_processes(train_adapter, count_processes(train.num_processes, train.gradient_accumulation_steps))
+    run_in_processes(train_adapter, count_processes(settings.train))
 
 
 @print_on_main_process()

@@ -99,8 +99,8 @@ def test_a_report_without_a_finding_has_no_attribution_and_no_gradient_is_left_b
 
 @pytest.mark.slow
 def test_it_hits_the_sign_far_more_often_than_chance(tiny):
-    """On the tiny base, asked in the words of its pretraining and told what is there: a report's words it
-    learns from tuning, and the adapter is measured by benchmarks/overlay.py.
+    """On the tiny base, asked in the words of its pretraining about a finding that is there: a report's words
+    it learns from tuning, and the adapter is measured by benchmarks/overlay.py.
     """
     model, _ = tiny
     base = load_settings(ROOT / "params.yaml").model

@@ -13,6 +13,7 @@ import pytest
 
 from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
+from explainmyxray.settings import load_settings
 from explainmyxray.training.processes import count_processes, find_free_port
 
 COMMAND = [sys.executable, ROOT / "stages/train_qlora.py"]
@@ -104,7 +105,9 @@ def test_two_processes_share_a_step_on_a_cpu_and_one_takes_it_on_a_gpu(
     wanted, steps, on_gpu, count, monkeypatch
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
-    assert count_processes(wanted, steps) == count
+    train = load_settings(ROOT / "params.yaml").train
+    shared = train.model_copy(update={"num_processes": wanted, "gradient_accumulation_steps": steps})
+    assert count_processes(shared) == count
 
 
 def train_on_two_machines(folder: Path, data: Path, **environment: str) -> list[tuple[int, str, str]]:

@@ -43,8 +43,8 @@ def main() -> None:
     os.chdir(ROOT)
     logging.set_verbosity_error()
     settings = load_settings()
-    together = settings.evaluate.model_copy(update={"decoding": options.decoding})
-    names = list(read_table("data/splits/test.csv")["image"])[: 2 * together.batch_size]
+    evaluate = settings.evaluate.model_copy(update={"decoding": options.decoding})
+    names = list(read_table("data/splits/test.csv")["image"])[: 2 * evaluate.batch_size]
     processor = load_processor(settings.model)
     model = load_adapter(load_base(settings.model, settings.quantization), ADAPTER, processor.prompt)
     hold_decoded_for(model, processor, settings.evaluate)
@@ -53,10 +53,10 @@ def main() -> None:
         load_base(settings.model, settings.quantization), ADAPTER, processor.prompt
     ).merge_and_unload()
     ways = {
-        ONE_BY_ONE: (model, together.model_copy(update={"batch_size": 1})),
-        BATCHED: (model, together),
-        FOUR_BIT: (four_bit, together),
-        MERGED: (merged, together),
+        ONE_BY_ONE: (model, evaluate.model_copy(update={"batch_size": 1})),
+        BATCHED: (model, evaluate),
+        FOUR_BIT: (four_bit, evaluate),
+        MERGED: (merged, evaluate),
     }
 
     seconds = {name: float("inf") for name in ways}

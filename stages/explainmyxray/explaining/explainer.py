@@ -9,7 +9,7 @@ from PIL import Image
 from explainmyxray import settings
 from explainmyxray.explaining.confidence import Calibration, shares
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
-from explainmyxray.explaining.files import in_words
+from explainmyxray.explaining.files import problem_message
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.generation import consensus, generate_batch, sample_reports
 from explainmyxray.gpu import gpu_memory_errors
@@ -69,7 +69,7 @@ class Explainer:
             image = self.prepare(open_film(data))
             return Film(name, image, is_colour(data))
         except BadImage as bad:
-            return Film(name, problem=in_words(bad))
+            return Film(name, problem=problem_message(bad))
 
     def prepare(self, film: Image.Image) -> Image.Image:
         """A film as the model takes it: a square of its side."""

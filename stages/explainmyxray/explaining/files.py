@@ -35,11 +35,11 @@ def image_problem(data: bytes) -> str:
     try:
         open_film(data)
     except BadImage as bad:
-        return in_words(bad)
+        return problem_message(bad)
     return ""
 
 
-def in_words(bad: BadImage) -> str:
+def problem_message(bad: BadImage) -> str:
     """A decoder's reason as a person reads it."""
     return f"not an image that can be used: {bad.reason.replace('_', ' ')}"
 

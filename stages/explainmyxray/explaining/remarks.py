@@ -2,6 +2,7 @@
 
 import re
 
+from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import SENTENCE_END, label_report, positive_findings
 
 IMPRESSION = re.compile(r"\bimpression\s*:", re.IGNORECASE)
@@ -10,7 +11,8 @@ SECTION = re.compile(r"\b(?:findings|impression)\s*:", re.IGNORECASE)
 # right effusion." No template of this project has these words.
 QUALIFIER = re.compile(
     r"\b(?:left|right|bilateral|upper|lower|middle|base|apex|apical|basilar|lobe|new|acute|large|"
-    r"significant|other|otherwise|definitely|additional|additionally|further|prior|previous|previously|recurrent|residual)\b",
+    r"significant|other|otherwise|definitely|additional|additionally|further|prior|previous|previously|"
+    r"recurrent|residual)\b",
     re.IGNORECASE,
 )
 NO_REPORT = "this text is no report: it says nothing of a chest X-ray"
@@ -41,8 +43,8 @@ def _asserted_and_denied(section: str) -> set[str]:
         if QUALIFIER.search(sentence):
             continue
         labels = label_report(sentence)
-        asserted |= positive_findings(sentence)
-        denied |= {finding for finding, status in labels.items() if status == "absent"}
+        asserted |= {finding for finding in FINDINGS if labels.get(finding) == "present"}
+        denied |= {finding for finding in FINDINGS if labels.get(finding) == "absent"}
     return asserted & denied
 
 

@@ -11,13 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Literal
 
 import torch
 from torch import multiprocessing
 
 from explainmyxray.child_process import end_with_parent
 from explainmyxray.errors import UserError, disk_errors
+from explainmyxray.settings import Train
 
 # Any of these says that a launcher started this process beside others: torchrun, or one of three MPIs.
 LAUNCHED = {"RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"}
@@ -27,14 +27,14 @@ LAUNCHED = {"RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"}
 CPU_PROCESSES = 2
 
 
-def count_processes(num_processes: int | Literal["auto"], accumulation_steps: int) -> int:
-    """How many processes share a step of `accumulation_steps` micro-batches, of which each computes as many.
+def count_processes(train: Train) -> int:
+    """How many processes share a step, of whose micro-batches each computes as many.
 
     `auto` is one where there is a GPU, and `CPU_PROCESSES` on a CPU, one where the step cannot be halved.
     """
-    if num_processes != "auto":
-        return num_processes
-    if torch.cuda.is_available() or accumulation_steps % CPU_PROCESSES:
+    if train.num_processes != "auto":
+        return train.num_processes
+    if torch.cuda.is_available() or train.gradient_accumulation_steps % CPU_PROCESSES:
         return 1
     return CPU_PROCESSES
 
