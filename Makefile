@@ -10,6 +10,9 @@ PYTHON ?= $(or $(shell for python in $(PYTHONS); do \
 FORCED := $(if $(TORCH)$(filter-out file,$(origin PYTHON)),FORCE)
 VENV := .venv/bin
 
+# Images of containers often set it. Without bytecode each import of torch and transformers compiles 4,000 files.
+unexport PYTHONDONTWRITEBYTECODE
+
 define need_python
 @$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { found=$$($(PYTHON) --version 2>&1 | grep -m1 ^Python); \
   echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, $(PYTHON) is $${found:-not there}: install one" \

@@ -134,7 +134,7 @@ esac
     )
 
 
-def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
+def make(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`make`, where the only Pythons are those in the folder `bin`."""
     for tool in ("make", "sh", "grep"):
         if not (clone / "bin" / tool).exists():
@@ -145,7 +145,7 @@ def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
         cwd=clone,
         capture_output=True,
         text=True,
-        env={"PATH": str(clone / "bin")},
+        env={"PATH": str(clone / "bin"), **environment},
     )
 
 
@@ -177,6 +177,14 @@ def test_the_newest_python_that_will_do_is_taken_and_one_that_is_named_wins(clon
     assert make(clone, ".venv/installed").stdout == "Python 3.13 runs install.py\n"
     assert make(clone, ".venv/installed", "PYTHON=python3.11").stdout == "Python 3.11 runs install.py\n"
     assert make(clone, ".venv/installed", "TORCH=cpu").stdout == "Python 3.13 runs install.py --torch cpu\n"
+
+
+def test_make_lets_python_keep_its_bytecode(clone):
+    """Without it each command compiles torch and transformers anew."""
+    python = '[ "$1" = -c ] || echo ${PYTHONDONTWRITEBYTECODE-bytecode is kept}'
+    write_script(clone / "bin/python3.13", f"#!/bin/sh\n{python}\n")
+    done = make(clone, ".venv/installed", PYTHONDONTWRITEBYTECODE="1")
+    assert done.stdout == "bytecode is kept\n"
 
 
 def test_pip_is_run_from_its_wheel_and_installs_what_the_lock_names(clone, index):

@@ -44,6 +44,7 @@ FLOORS = [
     {"model"},
     {"training", "generation", "out_of_distribution"},
     {"scoring"},
+    {"tuning"},
     {"comparing", "explaining"},
     {"pictures"},
     {"app"},

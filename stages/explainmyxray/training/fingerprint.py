@@ -15,7 +15,7 @@ from explainmyxray.model.base import device
 from explainmyxray.settings import Settings
 
 STAGES = Path(__file__).parents[2]
-CODE = ("train_qlora.py", "explainmyxray/model/**/*.py", "explainmyxray/training/*.py")
+CODE = ("explainmyxray/tuning.py", "explainmyxray/model/**/*.py", "explainmyxray/training/*.py")
 LIBRARIES = (
     "torch",
     "torchvision",
