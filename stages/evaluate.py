@@ -22,22 +22,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch is 
 # This folder last: `import evaluate` means Hugging Face's library, not this script.
 sys.path.append(sys.path.pop(0))
 
+import numpy as np
 import pandas as pd
 from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from explainmyxray.errors import UserError, exit_on_user_error
-from explainmyxray.generation import (
-    consensus,
-    generate,
-    hold_decoded_for,
-    image_batches,
-    image_features,
-    sample_reports,
-)
+from explainmyxray.generation import consensus, generate, hold_decoded_for, image_features, sample
 from explainmyxray.gpu import require_usable_gpu
 from explainmyxray.model.adapter import load_adapter, tuned_base, weights_digest
 from explainmyxray.model.base import check_base, load_base, load_processor
+from explainmyxray.model.image_batches import forkable_processes
 from explainmyxray.pictures.calibration_plots import plot_calibration
 from explainmyxray.pictures.gallery import draw_gallery
 from explainmyxray.pictures.plots import plot_findings, plot_systems
@@ -116,31 +111,35 @@ def predict(settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     base = check_base(tuned_base(ADAPTER, settings.model))
     processor = load_processor(base, settings.data.image_size)
     model = load_adapter(load_base(base, settings.quantization), ADAPTER, processor.prompt)
-    plan = hold_decoded_for(model, processor, settings.evaluate)
+    plan = hold_decoded_for(model, processor, settings.evaluate, forkable_processes())
+    num_processes = plan.num_processes
     if settings.evaluate.decoding == "consensus":  # all are sampled for it
-        of_test = decode_both(model, processor, "test", test, settings)
+        of_test = decode_both(model, processor, "test", test, settings, num_processes)
         generated = list(of_test["consensus"])
     else:
-        generated = generate(model, processor, IMAGES, test_images, settings.evaluate, seed=settings.seed)
+        generated = generate(
+            model, processor, IMAGES, test_images, settings.evaluate, num_processes=num_processes
+        )
         some = choose_images(test, settings.evaluate.sampled_images, settings.seed)
-        of_test = decode_both(model, processor, "test", some, settings)
+        of_test = decode_both(model, processor, "test", some, settings, num_processes)
     predictions[evaluation.MODEL] = generated
     shown = baselines.other_patients(patient_or_image(test), settings.seed)
     predictions["blind"] = [generated[image] for image in shown]
 
     # 2) Both decodings on validation images, which may choose between them.
     some = choose_images(validation, VALIDATION_IMAGES, settings.seed)
-    of_validation = decode_both(model, processor, "val", some, settings)
+    of_validation = decode_both(model, processor, "val", some, settings, num_processes)
     samples = pd.concat([of_test, of_validation], ignore_index=True)
 
     # 3) The base without adapter: its reports, and its image features for what needs no language model.
     with model.disable_adapter():
         predictions["untuned"] = generate(
-            model, processor, IMAGES, test_images, settings.evaluate, "untuned", settings.seed
+            model, processor, IMAGES, test_images, settings.evaluate, "untuned", settings.seed, num_processes
         )
-        batch_size = settings.evaluate.batch_size
-        train_features = image_features(model, processor, IMAGES, train_images, batch_size).numpy()
-        test_features = image_features(model, processor, IMAGES, test_images, batch_size).numpy()
+        features = image_features(
+            model, processor, IMAGES, train_images + test_images, settings.evaluate.batch_size, num_processes
+        )
+        train_features, test_features = np.split(features.numpy(), [len(train)])
     write_runtime("evaluate", started, images=2 * len(test), memory_plan=plan.figures())
 
     # 4) Baselines without a language model, and the ceiling.
@@ -162,17 +161,26 @@ def choose_images(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:
     return rows.sample(min(at_most, len(rows)), random_state=seed).sort_index()
 
 
-def decode_both(model, processor, split: str, rows: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def decode_both(
+    model, processor, split: str, rows: pd.DataFrame, settings: Settings, num_processes: int
+) -> pd.DataFrame:
     """The columns `sampled_reports.COLUMNS` of some rows of a split."""
     names = list(rows["image"])
     greedy = settings.evaluate.model_copy(update={"decoding": "greedy"})
     table = rows[["image", "source", "patient", "labels", "report"]].assign(split=split)
-    table["greedy"] = generate(model, processor, IMAGES, names, greedy, f"greedy, {split}")
-    sampled = []
-    for batch in image_batches(IMAGES, names, settings.evaluate.batch_size, f"sampling, {split}"):
-        sampled += sample_reports(
-            model, processor, batch, settings.evaluate, settings.evaluate.samples, settings.seed
-        )
+    table["greedy"] = generate(
+        model, processor, IMAGES, names, greedy, f"greedy, {split}", num_processes=num_processes
+    )
+    sampled = sample(
+        model,
+        processor,
+        IMAGES,
+        names,
+        settings.evaluate,
+        f"sampling, {split}",
+        settings.seed,
+        num_processes,
+    )
     table["consensus"] = [consensus(reports) for reports in sampled]
     table["sampled"] = [sampled_reports.join_samples(reports) for reports in sampled]
     return table.assign(adapter=weights_digest(ADAPTER))

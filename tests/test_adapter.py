@@ -130,6 +130,7 @@ def test_weights_of_a_module_that_the_base_lacks_are_one_line(adapter):
         load(adapter)
 
 
+@pytest.mark.slow
 def test_no_kernel_is_fetched_from_a_hub(tmp_path):
     """Where the package `kernels` is installed, bitsandbytes asks it for a CPU kernel when it is imported."""
     (tmp_path / "kernels.py").write_text("raise SystemExit('the package kernels was imported')")

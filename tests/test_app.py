@@ -705,6 +705,7 @@ def test_a_port_that_is_taken_and_a_missing_adapter_are_one_line(plain, finished
         run_stage("app", "--samples", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_ctrl_c_ends_it_without_a_traceback(finished, film, busy):
     command = [

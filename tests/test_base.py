@@ -70,6 +70,7 @@ def check(
     return subprocess.run([sys.executable, *program], cwd=tmp_path, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_id, says",
     [
@@ -89,12 +90,14 @@ def test_what_the_hub_refuses_is_one_line(tmp_path, hub, model_id, says):
     assert "secret" not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_the_training_stage_ends_before_it_looks_at_any_data(tmp_path, hub):
     done = check(tmp_path, "google/paligemma-3b-pt-224", hub, program=(str(ROOT / "stages/train_qlora.py"),))
     assert done.returncode == 1
     assert done.stderr.startswith("error: model.id") and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"HF_HUB_OFFLINE": "1"}])
 def test_no_network_is_one_line(tmp_path, more):
     done = check(tmp_path, "google/paligemma-3b-pt-224", "http://127.0.0.1:9", **more)  # nobody listens there
@@ -103,6 +106,7 @@ def test_no_network_is_one_line(tmp_path, more):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_model_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     done = check(tmp_path, "empty", "http://127.0.0.1:9")

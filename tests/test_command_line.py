@@ -4,17 +4,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
 from conftest import ROOT, run_stage
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py"))
-HELP_THEN_TORCH = """
-import contextlib, runpy, sys
+HELP_THEN_MODULES = """
+import contextlib, pathlib, runpy, sys
+sys.path[0] = str(pathlib.Path(sys.argv[1]).parent)  # as for a script
 with contextlib.suppress(SystemExit):
     runpy.run_path(sys.argv[1], run_name="__main__")
+print(*sys.modules)
 import torch
+import transformers
 """
 
 
@@ -30,18 +34,35 @@ def test_help_and_unknown_arguments(script, arguments, status, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wanted, spins", [({}, "0"), ({"GOMP_SPINCOUNT": "99"}, "99")])
-@pytest.mark.parametrize("script", ["train_qlora", "evaluate", "explain", "app"])
+@pytest.mark.parametrize(
+    "script, wanted, spins",
+    [
+        ("train_qlora", {}, "0"),
+        ("evaluate", {}, "0"),
+        ("explain", {}, "0"),
+        ("app", {}, "0"),
+        ("explain", {"GOMP_SPINCOUNT": "99"}, "99"),
+    ],
+)
 def test_threads_that_wait_sleep_unless_a_person_wants_them_to_spin(script, wanted, spins):
     """They spin by default, and beside another busy program a step of seconds takes minutes."""
     unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT / "stages")}
-    done = subprocess.run(
-        [sys.executable, "-c", HELP_THEN_TORCH, ROOT / "stages" / f"{script}.py", "--help"],
-        env=environment | wanted,
-        capture_output=True,
-        text=True,
-    )
+    done = help_then_modules(script, {**environment, "OMP_DISPLAY_ENV": "verbose", **wanted})
     # As OpenMP itself says when torch loads it.
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {spins}
+
+
+@pytest.mark.parametrize("script, unneeded", [("compare", "torch"), ("train_qlora", "transformers")])
+def test_a_script_starts_without_what_it_does_not_use(script, unneeded):
+    """Seconds of each call; of the process that starts those that train, half a GB too."""
+    done = help_then_modules(script, os.environ)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.splitlines()[-1].split()
+    assert "explainmyxray.settings" in modules and unneeded not in modules
+
+
+def help_then_modules(script: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    """`--help` of a script in a process of its own, which then prints what is imported, and imports more."""
+    program = [sys.executable, "-c", HELP_THEN_MODULES, ROOT / "stages" / f"{script}.py", "--help"]
+    return subprocess.run(program, env=environment, capture_output=True, text=True)

@@ -63,6 +63,7 @@ def test_a_model_that_is_better_is_told_from_one_that_is_not():
     assert not worse["within_noise"] and worse["high"] < 0
 
 
+@pytest.mark.slow
 def test_chance_alone_is_seldom_called_a_difference():
     """A 95 % interval leaves out the truth in about one of twenty pairs of equal models."""
     pairs = [(predictions(0.7, 100 + seed), predictions(0.7, 200 + seed)) for seed in range(40)]
@@ -121,6 +122,7 @@ def repository(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_review_says_what_changed_and_what_is_more_than_chance(repository):
     """The text of the comment that a pull request gets."""
     review = repository(str(ROOT / ".ci/review"), "weak", "main")
@@ -153,6 +155,7 @@ def test_a_revision_that_is_not_there_is_one_line(repository, tmp_path, monkeypa
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_review_of_a_worse_model_fails_and_says_why(repository):
     repository("git", "add", ".")
     repository("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "strong")

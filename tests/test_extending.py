@@ -161,6 +161,7 @@ def test_a_model_that_no_family_fits_is_refused(tmp_path):
         check_base(settings.model.model_copy(update={"id": str(tmp_path)}))
 
 
+@pytest.mark.slow
 def test_a_family(changed, tmp_path):
     """The loss is that of the conversation as LLaVA's authors write it, spelt out here by hand."""
     folder = changed("A base")
@@ -228,6 +229,7 @@ def test_a_prompt(tmp_path):
     assert processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() == asked
 
 
+@pytest.mark.slow
 def test_a_metric(changed):
     folder = changed("A metric")
     report = "Findings: There is a pleural effusion. Impression: Pleural effusion."

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from conftest import ROOT
-from explainmyxray.generation import consensus, generate_batch, generate_texts, no_words, sample_reports
+from explainmyxray.errors import UserError
+from explainmyxray.generation import (
+    consensus,
+    generate,
+    generate_batch,
+    generate_texts,
+    image_features,
+    no_words,
+    sample,
+    sample_reports,
+)
 from explainmyxray.model.adapter import add_lora
 from explainmyxray.model.base import load_base, load_processor
 from explainmyxray.settings import load_settings
@@ -78,6 +89,30 @@ def test_sampled_reports_and_their_consensus_are_the_same_whatever_the_batch(tin
     assert len({text for texts in together for text in texts}) > 6
     assert together != sample_reports(*tiny, images, short, 4, seed=43)
     assert generate_batch(*tiny, images, short, seed=42) == [consensus(texts) for texts in together]
+
+
+def test_several_processes_write_what_one_writes(tiny, images, tmp_path):
+    names = [f"{number}.png" for number in range(len(images))]
+    for name, image in zip(names, images):
+        image.convert("L").save(tmp_path / name)
+    short = SETTINGS.evaluate.model_copy(update={"samples": 4, "max_new_tokens": 8, "batch_size": 2})
+    greedy = short.model_copy(update={"decoding": "greedy"})
+    before = torch.random.get_rng_state()
+    for several in (2, 5):  # of processes, for two batches
+        assert sample(*tiny, tmp_path, names, short, num_processes=several) == sample(
+            *tiny, tmp_path, names, short
+        )
+        assert generate(*tiny, tmp_path, names, greedy, num_processes=several) == generate(
+            *tiny, tmp_path, names, greedy
+        )
+        features = image_features(*tiny, tmp_path, names, 2, num_processes=several)
+        assert torch.equal(features, image_features(*tiny, tmp_path, names, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)  # what is drawn later is the same, too
+
+    (tmp_path / names[2]).unlink()
+    with pytest.raises(UserError) as raised:
+        generate(*tiny, tmp_path, names, greedy, num_processes=2)
+    assert "2.png cannot be read (FileNotFoundError)" in str(raised.value).splitlines()[-1]
 
 
 def test_unlikely_tokens_are_never_sampled(tiny, images):

@@ -46,6 +46,17 @@ def test_weights_are_decoded_as_far_as_memory_goes_and_texts_stay(loaded, monkey
     assert all(texts[0])
 
 
+def test_as_many_processes_generate_as_memory_has_room_for(loaded, monkeypatch, capsys):
+    model, processor = loaded
+    working = inference_memory.working_memory(model, processor, 2, 8, 12)
+    for room, processes in [(0.5, 1), (2.5, 2), (40, 4)]:
+        monkeypatch.setattr(inference_memory, "free_memory", lambda room=room: 1.1 * room * working)
+        plan = hold_decoded_for(model, processor, GENERATION, max_processes=4)
+        assert plan.num_processes == plan.figures()["processes"] == processes
+        assert ("in 2 processes" in capsys.readouterr().out) == (processes == 2)
+        assert plan.working == processes * working
+
+
 def test_processes_share_memory_and_a_container_s_limit_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(free_memory.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(free_memory, "CGROUP", tmp_path)

@@ -112,6 +112,7 @@ def test_metric_modules_equal_the_libraries_on_reports():
     )
 
 
+@pytest.mark.slow
 def test_metric_modules_load_without_network_from_an_empty_cache(tmp_path):
     code = f"""
 import socket

@@ -170,7 +170,7 @@ def test_a_run_that_learns_wording_alone_is_told_from_others(losses, f1, alone):
 
 
 def test_a_run_that_learns_wording_alone_is_told_so(workspace, monkeypatch, capsys):
-    monkeypatch.setattr("explainmyxray.reports.labeler.positive_findings", lambda text: frozenset())
+    monkeypatch.setattr("explainmyxray.tuning.positive_findings", lambda text: frozenset())
     run_stage("train_qlora")
     out = capsys.readouterr().out
     assert "findings F1 0.000 (one report for all:" in out

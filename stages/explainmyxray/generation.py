@@ -10,21 +10,21 @@ one length, so nothing is padded.
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 from transformers import EpsilonLogitsWarper, LogitsProcessor, LogitsProcessorList
 
 from explainmyxray import settings
 from explainmyxray.gpu import gpu_memory_errors
 from explainmyxray.model.families import family_of
 from explainmyxray.model.families.family import ReportProcessor
+from explainmyxray.model.image_batches import map_batches
 from explainmyxray.model.inference_memory import InferencePlan, hold_decoded_weights
-from explainmyxray.model.inputs import open_image
 from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.reports.labeler import positive_findings
 
@@ -40,10 +40,16 @@ GREEDY = {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
 TEXTS_PER_IMAGE = 4
 
 
-def hold_decoded_for(model, processor: ReportProcessor, generation: settings.Evaluate) -> InferencePlan:
-    """Have a loaded `model` hold as many weights decoded as memory allows beside what `generation` takes."""
+def hold_decoded_for(
+    model, processor: ReportProcessor, generation: settings.Evaluate, max_processes: int = 1
+) -> InferencePlan:
+    """Have a loaded `model` hold as many weights decoded as memory allows beside what `generation` takes, in
+    as many processes, up to `max_processes`, as it has room for.
+    """
     num_texts = generation.batch_size * max(TEXTS_PER_IMAGE, generation.num_beams)
-    return hold_decoded_weights(model, processor, generation.batch_size, num_texts, generation.max_new_tokens)
+    return hold_decoded_weights(
+        model, processor, generation.batch_size, num_texts, generation.max_new_tokens, max_processes
+    )
 
 
 @gpu_memory_errors()
@@ -55,15 +61,44 @@ def generate(
     generation: settings.Evaluate,
     desc: str = "generating",
     seed: int = 0,
+    num_processes: int = 1,
 ) -> list[str]:
     """One report for each file `names` of the folder `images`, in order, `generation.batch_size` at a time.
 
-    `seed` is that of sampled reports; greedy decoding and beams need none.
+    `seed` is that of sampled reports; greedy decoding and beams need none. `num_processes` as in
+    `map_batches`.
     """
-    reports = []
-    for batch in image_batches(images, names, generation.batch_size, desc):
-        reports += generate_batch(model, processor, batch, generation, seed)
-    return reports
+    if generation.decoding == "consensus":
+        sampled = sample(model, processor, images, names, generation, desc, seed, num_processes)
+        return [consensus(reports) for reports in sampled]
+
+    def decode(batch: list[Image.Image]) -> list[str]:
+        return generate_batch(model, processor, batch, generation)
+
+    batches = map_batches(decode, images, names, generation.batch_size, desc, num_processes)
+    return list(chain.from_iterable(batches))
+
+
+@gpu_memory_errors()
+def sample(
+    model,
+    processor: ReportProcessor,
+    images: Path,
+    names: Sequence[str],
+    generation: settings.Evaluate,
+    desc: str = "sampling",
+    seed: int = 0,
+    num_processes: int = 1,
+) -> list[list[str]]:
+    """`generation.samples` reports for each file `names`, as `sample_reports` has them of images."""
+
+    def decode(batch: list[Image.Image]) -> list[list[str]]:
+        return sample_reports(model, processor, batch, generation, generation.samples, seed)
+
+    # No more images than are sampled for at once: processes have more batches to share.
+    batch_size = sampled_at_once(generation, generation.samples)
+    batches = map_batches(decode, images, names, batch_size, desc, num_processes)
+    return list(chain.from_iterable(batches))
 
 
 def generate_batch(
@@ -107,7 +142,7 @@ def sample_reports(
     """
     sampled = []
     cutoff = [EpsilonLogitsWarper(generation.epsilon_cutoff)] if generation.epsilon_cutoff else []
-    chunk = max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)
+    chunk = sampled_at_once(generation, samples)
     for start in range(0, len(images), chunk):
         some = images[start : start + chunk]
         seeds = [seed + zlib.crc32(image.tobytes()) for image in some]
@@ -123,6 +158,11 @@ def sample_reports(
         )
         sampled += [texts[first : first + samples] for first in range(0, len(texts), samples)]
     return sampled
+
+
+def sampled_at_once(generation: settings.Evaluate, samples: int) -> int:
+    """Images that `samples` reports each are sampled for in one batch."""
+    return max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)
 
 
 def consensus(reports: list[str]) -> str:
@@ -221,25 +261,20 @@ class SuppressPieces(LogitsProcessor):
 
 
 @gpu_memory_errors()
-@torch.inference_mode()
 def image_features(
-    model, processor: ReportProcessor, images: Path, names: Sequence[str], batch_size: int
+    model,
+    processor: ReportProcessor,
+    images: Path,
+    names: Sequence[str],
+    batch_size: int,
+    num_processes: int = 1,
 ) -> torch.Tensor:
     """(n, hidden) mean patch features of the vision tower, in float32 on the CPU."""
     family, base = family_of(model), model.get_base_model()
-    features = []
-    for batch in image_batches(images, names, batch_size, "image features"):
+
+    @torch.inference_mode()
+    def mean_features(batch: list[Image.Image]) -> torch.Tensor:
         patches = family.patch_features(base, processor.pixel_batch(batch))
-        features.append(patches.mean(1).float().cpu())
-    return torch.cat(features)
+        return patches.mean(1).float().cpu()
 
-
-def image_batches(
-    images: Path, names: Sequence[str], batch_size: int, desc: str
-) -> Iterator[list[Image.Image]]:
-    """The files `names` of the folder `images`, `batch_size` at a time, with a progress bar."""
-    with tqdm(total=len(names), desc=desc, unit="image", mininterval=2) as progress:
-        for start in range(0, len(names), batch_size):
-            batch = [open_image(images, name) for name in names[start : start + batch_size]]
-            yield batch
-            progress.update(len(batch))
+    return torch.cat(map_batches(mean_features, images, names, batch_size, "image features", num_processes))

@@ -17,16 +17,22 @@ FLOAT32 = 4  # bytes: products may be in 16 bits, what is between them need not 
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """Bytes: what generating takes beside the weights, what was free for it, how much of what is decoded."""
+    """Bytes: what generating takes beside the weights, what was free for it, how much of what is decoded.
+
+    num_processes: those that generate at once, of whose memory `working` is the sum.
+    """
 
     working: int
     free: float
     decoded: int
     decodable: int
+    num_processes: int = 1
 
     def __str__(self) -> str:
         required = ALLOCATOR_OVERHEAD * (self.working + self.decoded)
         line = f"generating needs about {required / GIB:.2f} of {self.free / GIB:.1f} GiB beside the model"
+        if self.num_processes > 1:
+            line += f", in {self.num_processes} processes"
         if self.decodable:
             line += f"; {self.decoded / self.decodable:.0%} of the 4-bit weights are held decoded"
         return line
@@ -34,6 +40,7 @@ class InferencePlan:
     def figures(self) -> dict[str, float]:
         """For metrics/runtime.json."""
         return {
+            "processes": self.num_processes,
             "decoded_gib": self.decoded / GIB,
             "estimated_gib": self.working / GIB,
             "free_gib": self.free / GIB,
@@ -41,13 +48,23 @@ class InferencePlan:
 
 
 def hold_decoded_weights(
-    model, processor: ReportProcessor, batch_size: int, num_texts: int, max_new_tokens: int
+    model,
+    processor: ReportProcessor,
+    batch_size: int,
+    num_texts: int,
+    max_new_tokens: int,
+    max_processes: int = 1,
 ) -> InferencePlan:
     """Have a loaded PEFT `model` hold so many of its 4-bit weights decoded as fit beside what it takes to
     generate `num_texts` texts at once for `batch_size` images; prints the plan in one line.
+
+    Processes come first, `max_processes` where they fit: they save more time than decoded weights, which they
+    share.
     """
     working = working_memory(model, processor, batch_size, num_texts, max_new_tokens)
     free = free_memory()
+    num_processes = min(max_processes, max(1, int(free / (ALLOCATOR_OVERHEAD * working))))
+    working *= num_processes
     layers = four_bit_layers(model)
     decoded = 0
     for layer in reversed(layers):
@@ -55,7 +72,8 @@ def hold_decoded_weights(
         if ALLOCATOR_OVERHEAD * (working + decoded + size) <= free:
             decode_weights(layer)
             decoded += size
-    plan = InferencePlan(working, free, decoded, sum(decoded_size(layer) for layer in layers))
+    decodable = sum(decoded_size(layer) for layer in layers)
+    plan = InferencePlan(working, free, decoded, decodable, num_processes)
     print(plan, flush=True)
     return plan
 
