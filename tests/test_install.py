@@ -179,12 +179,12 @@ def test_the_newest_python_that_will_do_is_taken_and_one_that_is_named_wins(clon
     assert make(clone, ".venv/installed", "TORCH=cpu").stdout == "Python 3.13 runs install.py --torch cpu\n"
 
 
-def test_make_lets_python_keep_its_bytecode(clone):
+def test_make_lets_python_write_bytecode(clone):
     """Without it each command compiles torch and transformers anew."""
-    python = '[ "$1" = -c ] || echo ${PYTHONDONTWRITEBYTECODE-bytecode is kept}'
+    python = '[ "$1" = -c ] || echo ${PYTHONDONTWRITEBYTECODE-bytecode is written}'
     write_script(clone / "bin/python3.13", f"#!/bin/sh\n{python}\n")
     done = make(clone, ".venv/installed", PYTHONDONTWRITEBYTECODE="1")
-    assert done.stdout == "bytecode is kept\n"
+    assert done.stdout == "bytecode is written\n"
 
 
 def test_pip_is_run_from_its_wheel_and_installs_what_the_lock_names(clone, index):

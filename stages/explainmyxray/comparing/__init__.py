@@ -5,7 +5,7 @@ import sys
 # `evaluate` brings transformers and torch for pipelines of its own, wherever it finds them. A comparison runs
 # no model: without them it starts in half the time.
 if "transformers" not in sys.modules:
-    sys.modules["transformers"] = None  # how Python is told that there is no such module
+    sys.modules["transformers"] = None  # for Python: there is no such module
     import evaluate  # noqa: F401
 
     del sys.modules["transformers"]
