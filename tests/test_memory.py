@@ -131,6 +131,19 @@ def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
         memory_plan.plan_memory(large, 260, 124)
 
 
+@pytest.mark.parametrize(
+    "num_processes, says",
+    [("auto", "num_processes=1 has 2 times"), (4, "num_processes=1 has 4 times"), (1, "")],
+)
+def test_processes_that_share_memory_are_part_of_what_fits(num_processes, says, monkeypatch):
+    free(monkeypatch, 0.001)
+    settings = changed(TINY, "train", num_processes=num_processes)
+    with pytest.raises(UserError) as raised:
+        memory_plan.plan_memory(settings, 80, 40)
+    assert says in str(raised.value)
+    assert ("num_processes" in str(raised.value)) == bool(says)
+
+
 def test_auto_takes_what_memory_allows_and_no_more(large, fp16, monkeypatch, capsys):
     """Of the 3B model's step, stored activations save more time a byte than decoded weights."""
     auto = changed(large, "train", gradient_checkpointing="auto")

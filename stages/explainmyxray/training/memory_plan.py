@@ -16,6 +16,7 @@ from explainmyxray.model.decoded_weights import decode_weights, forget_decoded_w
 from explainmyxray.model.free_memory import ALLOCATOR_OVERHEAD, GIB, free_memory
 from explainmyxray.settings import Settings
 from explainmyxray.training.memory import StepMemory, checkpointable_layers, estimate_step
+from explainmyxray.training.processes import count_processes
 
 # Operations of products of matrices in the time that decoding a weight takes, to weigh one against the other.
 # On a CPU measured with bitsandbytes 0.50.2; on a GPU calculated for a T4, where decoding moves 4.5 bytes a
@@ -167,10 +168,11 @@ def _what_fits(settings: Settings, prompt_length: int, report_length: int, free:
 
 
 def _alone(settings: Settings) -> str:
-    """What else there is where two processes of a CPU share its memory."""
-    if settings.train.num_processes != "auto" or device().type != "cpu":
+    """What else there is where processes share a CPU's memory."""
+    num_processes = count_processes(settings.train)
+    if num_processes == 1 or device().type != "cpu":
         return ""
-    return "; train.num_processes=1 has twice the memory"
+    return f"; train.num_processes=1 has {num_processes} times the memory"
 
 
 def apply_plan(model, plan: MemoryPlan) -> None:
