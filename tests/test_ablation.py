@@ -35,6 +35,7 @@ def test_every_variant_is_a_valid_run_of_32_images_a_step(ablation):
     assert len(names) == len(plan["variants"]) * len(plan["seeds"]) and not any(" " in name for name in names)
 
 
+@pytest.mark.slow
 def test_the_table_tells_more_than_chance_from_chance(ablation, monkeypatch, tmp_path):
     skill = {"first": 0.7, "same": 0.7, "better": 0.95}
     base = predictions(0.2, 7)["generated"]

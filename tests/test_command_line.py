@@ -38,9 +38,9 @@ def test_help_and_unknown_arguments(script, arguments, status, tmp_path, monkeyp
     "script, wanted, spins",
     [
         ("train_qlora", {}, "0"),
-        ("evaluate", {}, "0"),
+        pytest.param("evaluate", {}, "0", marks=pytest.mark.slow),
         ("explain", {}, "0"),
-        ("app", {}, "0"),
+        pytest.param("app", {}, "0", marks=pytest.mark.slow),
         ("explain", {"GOMP_SPINCOUNT": "99"}, "99"),
     ],
 )

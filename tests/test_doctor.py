@@ -103,6 +103,7 @@ def online(examine, monkeypatch, hub):
     return examine
 
 
+@pytest.mark.slow
 def test_the_embedded_default_lacks_nothing(tmp_path):
     write_params(tmp_path)
     done = subprocess.run(

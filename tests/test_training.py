@@ -210,6 +210,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(finished, workspace
     same_outputs(workspace, finished)
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over(finished, workspace, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 5, killed)
@@ -224,6 +225,7 @@ def test_a_torn_checkpoint_is_passed_over(finished, workspace, monkeypatch, caps
     same_outputs(workspace, finished)
 
 
+@pytest.mark.slow
 def test_a_run_with_other_parameters_starts_anew(workspace, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 5, killed)
