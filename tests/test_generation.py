@@ -1,5 +1,9 @@
 """Generated reports hold words alone, and sampled ones are the same whatever the batch."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -117,6 +121,36 @@ def test_several_processes_write_what_one_writes(tiny, images, tmp_path):
     with pytest.raises(UserError) as raised:
         generate(*tiny, tmp_path, names, greedy, num_processes=2)
     assert "2.png cannot be read (FileNotFoundError)" in str(raised.value).splitlines()[-1]
+
+
+KILLED = """
+import contextlib, os, sys
+from pathlib import Path
+from explainmyxray.model.image_batches import map_batches
+
+parent = os.getpid()
+
+def kill_parent(batch):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(parent, 9)
+    return "more than a pipe holds" * 100_000
+
+map_batches(kill_parent, Path(sys.argv[1]), sys.argv[2:], 1, "", num_processes=2)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them_even_if_it_is_killed(images, tmp_path):
+    names = [f"{number}.png" for number in range(8)]
+    for name in names:
+        images[0].convert("L").save(tmp_path / name)
+    # `run` waits until each process that holds the output has ended.
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path, *names],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "stages")},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_unlikely_tokens_are_never_sampled(tiny, images):

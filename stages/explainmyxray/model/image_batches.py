@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from explainmyxray.child_process import end_with_parent
 from explainmyxray.model.inputs import open_image
 
 Result = TypeVar("Result")
@@ -48,6 +49,8 @@ def map_batches(
         collate_fn=lambda result: result,
         num_workers=num_workers if num_workers > 1 else 0,
         multiprocessing_context="fork" if num_workers > 1 else None,
+        # Else one whose results nobody takes any more would wait for that for ever.
+        worker_init_fn=lambda worker: end_with_parent(),
         generator=torch.Generator(),  # it draws a seed for its workers, which would move the global one
     )
     results = []
