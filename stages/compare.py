@@ -26,6 +26,7 @@ from explainmyxray.comparing.revisions import (
     load_parameters,
     load_predictions,
     load_samples,
+    stale_parameters,
 )
 from explainmyxray.errors import UserError, exit_on_user_error
 from explainmyxray.settings import load_settings
@@ -48,8 +49,8 @@ def main() -> None:
     parser.add_argument(
         "--fail-if-worse",
         action="store_true",
-        help="exit with 1 where a headline figure is worse by more than chance, the model does no better "
-        "than blind, most reports are the same text, too many are malformed, or the splits leak "
+        help="exit with 1 where a headline figure or the calibration is worse by more than chance, the model "
+        "does no better than blind, most reports are the same text, too many are malformed, or the splits leak "
         "(thresholds: gate in params.yaml)",
     )
     options = parser.parse_args()
@@ -86,6 +87,10 @@ def main() -> None:
         )
         print(gate_verdict(failures))
         print()
+    for name, revision in zip(names, (options.before, options.after)):
+        for row in stale_parameters(revision).itertuples():
+            made_with = f"{row.parameter} {row.before}, not {row.after}"
+            print(f"NOTE: the figures of {name} were made with {made_with}.\n")
     print(parameter_table(parameters, *names))
     print()
     print(figure_table(figures, *names))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from explainmyxray.errors import exit_on_user_error
 from explainmyxray.explaining.arguments import add_model_arguments
-from explainmyxray.explaining.explanation import NOTICE, Explanation
+from explainmyxray.explaining.explanation import NO_REPORT, NOTICE, Explanation
 from explainmyxray.explaining.files import find_images, image_problem
 from explainmyxray.images.decoding import MAX_FILE_BYTES
 from explainmyxray.reports.findings import FINDINGS, SHOWN_SHARE
@@ -102,7 +102,8 @@ def as_text(explanation: Explanation) -> str:
         if explanation.measured:
             lines.append("    (in brackets: of test findings with such a share, how many are there)")
         lines.append(f"    {explanation.calibration}")
-        lines.append(f"  sampled reports with the same findings: {explanation.agreement:.0%}")
+        if NO_REPORT not in explanation.remarks:  # texts that name none agree in that
+            lines.append(f"  sampled reports with the same findings: {explanation.agreement:.0%}")
     return "\n".join(lines) + "\n"
 
 

@@ -150,9 +150,25 @@ def test_a_reader_that_ends_early_gets_no_traceback(repository, tmp_path):
 
 def test_a_revision_that_is_not_there_is_one_line(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nosuch") as error:
+    with pytest.raises(UserError, match="^nosuch is no revision here and no experiment") as error:
         run_stage("compare", "nosuch")
     assert len(str(error.value).splitlines()) == 1
+    # As while a run is going on, or after one that was cut off.
+    (tmp_path / "metrics/predictions.csv").unlink()
+    with pytest.raises(UserError, match="^metrics/predictions.csv is missing: DVC removes it until"):
+        run_stage("compare", "weak")
+
+
+def test_figures_of_other_parameters_than_those_in_the_file_are_named(
+    repository, tmp_path, monkeypatch, capsys
+):
+    lock = "stages: {train_qlora: {params: {params.yaml: {lora: {r: 16, alpha: 32}}}}}\n"
+    (tmp_path / "dvc.lock").write_text(lock)
+    monkeypatch.chdir(tmp_path)
+    run_stage("compare", "weak", "--samples", "100")
+    out = capsys.readouterr().out
+    assert "NOTE: the figures of working tree were made with lora.r 16, not 32." in out
+    assert out.count("NOTE") == 1
 
 
 @pytest.mark.slow

@@ -337,8 +337,12 @@ def test_a_report_is_not_remarked(small_data):
         (["--help"], 0, "usage"),
         (["film.png", "--simples", "3"], 2, "unrecognized arguments"),
         (["film.png", "--samples", "-3"], 2, "samples"),
-        (["nowhere.png"], 1, "nowhere.png is no file"),
-        ([str(ROOT / "README.md")], 1, "README.md\n  not an image that can be used"),
+        (["nowhere.png"], 1, "there is no nowhere.png"),
+        (
+            [str(ROOT / "README.md")],
+            1,
+            "README.md\n  not an image that can be used: no PNG, JPEG or DICOM",
+        ),
     ],
 )
 def test_arguments_are_answered_before_anything_heavy_is_imported(arguments, status, says):

@@ -8,13 +8,13 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
-from explainmyxray.errors import UserError
+from explainmyxray.errors import RESTORE, UserError
 from explainmyxray.scoring import evaluation, sampled_reports
 from explainmyxray.tables import parse_table
 
 PREDICTIONS = "metrics/predictions.csv"
 SAMPLES = "metrics/samples.csv"
-PARAMETERS = "params.yaml"
+PARAMETERS, LOCK = "params.yaml", "dvc.lock"
 ABSENT = "–"
 
 
@@ -47,7 +47,25 @@ def load_parameters(revision: str | None) -> dict[str, str]:
     As text, unchecked: another revision's parameters need not be today's. Raises UserError where there are
     none.
     """
-    nested = YAML(typ="safe").load(_read(PARAMETERS, revision))
+    return _flat(YAML(typ="safe").load(_read(PARAMETERS, revision)))
+
+
+def stale_parameters(revision: str | None) -> pd.DataFrame:
+    """`parameter`, `before`, `after`: what the figures of a revision, of the working tree for None, were made
+    with, where its params.yaml has another value by now. None of a revision that has no dvc.lock.
+    """
+    try:
+        stages = YAML(typ="safe").load(_read(LOCK, revision))["stages"]
+    except UserError:
+        stages = {}
+    used = {}
+    for stage in stages.values():
+        used |= _flat(stage.get("params", {}).get(PARAMETERS, {}))
+    current = load_parameters(revision)
+    return changed_parameters(used, {name: value for name, value in current.items() if name in used})
+
+
+def _flat(nested: dict) -> dict[str, str]:
     flat = {}
     waiting = [("", nested)]
     while waiting:
@@ -75,7 +93,14 @@ def _read(path: str, revision: str | None) -> str:
         return dvc.api.read(path, rev=revision)
     except (DvcException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{_name(revision)} has no {path}: {reason}") from None
+        if "unknown Git revision" in reason:
+            raise UserError(f"{revision} is no revision here and no experiment (`dvc exp list`)") from None
+        if revision is None:
+            raise UserError(
+                f"{path} is missing: DVC removes it until a run has ended; the committed one comes back with "
+                f"{RESTORE}"
+            ) from None
+        raise UserError(f"{revision} has no {path}: {reason}") from None
 
 
 def _name(revision: str | None) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 ADAPTER = "models/adapter"  # what `make repro` leaves
+# The remark on a text that names no finding because it is none of a chest X-ray.
+NO_REPORT = "this text is no report: it says nothing of a chest X-ray"
 NOTICE = "For research only, not a medical device: what is written here was never checked by a radiologist."
 
 

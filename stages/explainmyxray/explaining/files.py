@@ -23,6 +23,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         else:
             found.append(path)
     for path in found:
+        if not path.exists():
+            raise UserError(f"there is no {path}")
         if not (path.is_file() and os.access(path, os.R_OK)):
             raise UserError(f"{path} is no file that can be read")
     if not found:
@@ -41,7 +43,8 @@ def image_problem(data: bytes) -> str:
 
 def problem_message(bad: BadImage) -> str:
     """A decoder's reason as a person reads it."""
-    return f"not an image that can be used: {bad.reason.replace('_', ' ')}"
+    reason = "no PNG, JPEG or DICOM" if bad.reason == "not_an_image" else bad.reason.replace("_", " ")
+    return f"not an image that can be used: {reason}"
 
 
 def _is_image(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 
+from explainmyxray.explaining.explanation import NO_REPORT
 from explainmyxray.reports.findings import FINDINGS
 from explainmyxray.reports.labeler import SENTENCE_END, label_report, positive_findings
 
@@ -15,7 +16,6 @@ QUALIFIER = re.compile(
     r"recurrent|residual)\b",
     re.IGNORECASE,
 )
-NO_REPORT = "this text is no report: it says nothing of a chest X-ray"
 
 
 def remarks_on(report: str) -> tuple[str, ...]:

@@ -167,7 +167,10 @@ def tuned_base(folder: str | Path, model: settings.Model) -> settings.Model:
     Raises UserError where `folder` holds no adapter, or one that names no base.
     """
     if not Path(folder).is_dir():  # PEFT would ask the hub for it
-        raise UserError(f"{folder} is missing: run `dvc repro train_qlora`")
+        raise UserError(
+            f"{folder} is missing: run `dvc repro train_qlora` (minutes on a CPU), or `dvc exp apply NAME` "
+            "for the adapter of an experiment"
+        )
     config = _read_config(folder)
     if not config.base_model_name_or_path:
         raise UserError(
