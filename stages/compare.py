@@ -50,8 +50,8 @@ def main() -> None:
         "--fail-if-worse",
         action="store_true",
         help="exit with 1 where a headline figure or the calibration is worse by more than chance, the model "
-        "does no better than blind, most reports are the same text, too many are malformed, or the splits leak "
-        "(thresholds: gate in params.yaml)",
+        "does no better than blind, most reports are the same text, too many are malformed, or the splits "
+        "leak (thresholds: gate in params.yaml)",
     )
     options = parser.parse_args()
     if options.samples < 1:
