@@ -59,7 +59,7 @@ def main() -> None:
     # The settings first: outside the repository's root they are what is missing, and the message says so.
     settings = load_settings()
     all_before, all_after = load_predictions(options.before), load_predictions(options.after)
-    parameters = changed_parameters(load_parameters(options.before), load_parameters(options.after))
+    parameters_before, parameters_after = load_parameters(options.before), load_parameters(options.after)
     before, after = common_images(all_before, all_after)
     if sys.stderr.isatty():  # it takes half a minute, and .ci/review keeps what is written to a file
         print(f"comparing {len(before)} test images, {options.samples:,} resamples ...", file=sys.stderr)
@@ -87,11 +87,15 @@ def main() -> None:
         )
         print(gate_verdict(failures))
         print()
-    for name, revision in zip(names, (options.before, options.after)):
-        for row in stale_parameters(revision).itertuples():
+    stale = (
+        stale_parameters(options.before, parameters_before),
+        stale_parameters(options.after, parameters_after),
+    )
+    for name, changes in zip(names, stale):
+        for row in changes.itertuples():
             made_with = f"{row.parameter} {row.before}, not {row.after}"
             print(f"NOTE: the figures of {name} were made with {made_with}.\n")
-    print(parameter_table(parameters, *names))
+    print(parameter_table(changed_parameters(parameters_before, parameters_after), *names))
     print()
     print(figure_table(figures, *names))
     print(f"\nMalformed reports: {malformed_before} ({names[0]}), {malformed_after} ({names[1]}).")

@@ -75,7 +75,7 @@ def tune() -> None:
     parts = ", ".join(f"{number:,} in {part}" for part, number in by_part.items() if number)
     print(f"LoRA trains {num_trainable:,} parameters, {percent:.4f} % of all: {parts}", flush=True)
 
-    images = [IMAGES / name for table in rows.values() for name in table["image"]]
+    images = [IMAGES / name for name in pd.concat(rows.values())["image"]]
     checkpoints /= run_fingerprint(settings, tables, images, base.revision)
     report_validation = make_report_validation(processor, rows, settings.train, max_new_tokens=longest_report)
     figures = train(

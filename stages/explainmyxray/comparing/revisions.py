@@ -50,9 +50,9 @@ def load_parameters(revision: str | None) -> dict[str, str]:
     return _flat(YAML(typ="safe").load(_read(PARAMETERS, revision)))
 
 
-def stale_parameters(revision: str | None) -> pd.DataFrame:
+def stale_parameters(revision: str | None, parameters: dict[str, str]) -> pd.DataFrame:
     """`parameter`, `before`, `after`: what the figures of a revision, of the working tree for None, were made
-    with, where its params.yaml has another value by now. None of a revision that has no dvc.lock.
+    with, where its `parameters` have another value by now. No row where it has no dvc.lock.
     """
     try:
         stages = YAML(typ="safe").load(_read(LOCK, revision))["stages"]
@@ -61,8 +61,7 @@ def stale_parameters(revision: str | None) -> pd.DataFrame:
     used = {}
     for stage in stages.values():
         used |= _flat(stage.get("params", {}).get(PARAMETERS, {}))
-    current = load_parameters(revision)
-    return changed_parameters(used, {name: value for name, value in current.items() if name in used})
+    return changed_parameters(used, {name: value for name, value in parameters.items() if name in used})
 
 
 def _flat(nested: dict) -> dict[str, str]:
