@@ -64,5 +64,5 @@ def test_a_variant_without_a_run_is_named(ablation, monkeypatch):
     from explainmyxray.errors import UserError
 
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match="ablation-never-run-1 has no metrics/predictions.csv"):
+    with pytest.raises(UserError, match="ablation-never-run-1 is no revision here and no experiment"):
         ablation.summarize({"variants": {"never run": {}}, "seeds": [1]}, samples=10)
