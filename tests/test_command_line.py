@@ -11,14 +11,11 @@ import pytest
 from conftest import ROOT, run_stage
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("*.py"))
-HELP_THEN_MODULES = """
+HELP = """
 import contextlib, pathlib, runpy, sys
 sys.path[0] = str(pathlib.Path(sys.argv[1]).parent)  # as for a script
 with contextlib.suppress(SystemExit):
     runpy.run_path(sys.argv[1], run_name="__main__")
-print(*sys.modules)
-import torch
-import transformers
 """
 
 
@@ -39,7 +36,7 @@ def test_help_and_unknown_arguments(script, arguments, status, tmp_path, monkeyp
     [
         ("train_qlora", {}, "0"),
         pytest.param("evaluate", {}, "0", marks=pytest.mark.slow),
-        ("explain", {}, "0"),
+        pytest.param("explain", {}, "0", marks=pytest.mark.slow),
         pytest.param("app", {}, "0", marks=pytest.mark.slow),
         ("explain", {"GOMP_SPINCOUNT": "99"}, "99"),
     ],
@@ -48,7 +45,7 @@ def test_threads_that_wait_sleep_unless_a_person_wants_them_to_spin(script, want
     """They spin by default, and beside another busy program a step of seconds takes minutes."""
     unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    done = help_then_modules(script, {**environment, "OMP_DISPLAY_ENV": "verbose", **wanted})
+    done = help_then(script, "import torch", {**environment, "OMP_DISPLAY_ENV": "verbose", **wanted})
     # As OpenMP itself says when torch loads it.
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {spins}
 
@@ -56,13 +53,13 @@ def test_threads_that_wait_sleep_unless_a_person_wants_them_to_spin(script, want
 @pytest.mark.parametrize("script, unneeded", [("compare", "torch"), ("train_qlora", "transformers")])
 def test_a_script_starts_without_what_it_does_not_use(script, unneeded):
     """Seconds of each call; of the process that starts those that train, half a GB too."""
-    done = help_then_modules(script, os.environ)
+    done = help_then(script, "print(*sys.modules)", os.environ)
     assert done.returncode == 0, done.stderr
     modules = done.stdout.splitlines()[-1].split()
     assert "explainmyxray.settings" in modules and unneeded not in modules
 
 
-def help_then_modules(script: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
-    """`--help` of a script in a process of its own, which then prints what is imported, and imports more."""
-    program = [sys.executable, "-c", HELP_THEN_MODULES, ROOT / "stages" / f"{script}.py", "--help"]
+def help_then(script: str, statement: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    """`--help` of a script, and a statement after it, in a process of their own."""
+    program = [sys.executable, "-c", HELP + statement, ROOT / "stages" / f"{script}.py", "--help"]
     return subprocess.run(program, env=environment, capture_output=True, text=True)
