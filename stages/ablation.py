@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["queue", "table"])
+    parser.add_argument(
+        "action", choices=["queue", "table"], help="queue the experiments, or sum up those that have run"
+    )
     parser.add_argument(
         "--plan", type=Path, default=PLAN, help="variants and seeds (default: stages/ablation.yaml)"
     )
@@ -52,7 +54,7 @@ def main() -> None:
     if not options.plan.is_file():
         parser.error(f"--plan: {options.plan} is no file")
     plan = YAML(typ="safe").load(options.plan)
-    if options.what == "queue":
+    if options.action == "queue":
         queue(plan)
     else:
         table = summarize(plan, options.samples)
