@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -63,20 +62,16 @@ def generate(
     seed: int = 0,
     num_processes: int = 1,
 ) -> list[str]:
-    """One report for each file `names` of the folder `images`, in order, `generation.batch_size` at a time.
+    """One report for each file `names` of the folder `images`, in order, as `generate_batch` has them.
 
-    `seed` is that of sampled reports; greedy decoding and beams need none. `num_processes` as in
-    `map_batches`.
+    `num_processes` as in `map_batches`.
     """
-    if generation.decoding == "consensus":
-        sampled = sample(model, processor, images, names, generation, desc, seed, num_processes)
-        return [consensus(reports) for reports in sampled]
 
     def decode(batch: list[Image.Image]) -> list[str]:
-        return generate_batch(model, processor, batch, generation)
+        return generate_batch(model, processor, batch, generation, seed)
 
-    batches = map_batches(decode, images, names, generation.batch_size, desc, num_processes)
-    return list(chain.from_iterable(batches))
+    samples = generation.samples if generation.decoding == "consensus" else 1
+    return map_batches(decode, images, names, images_at_once(generation, samples), desc, num_processes)
 
 
 @gpu_memory_errors()
@@ -95,10 +90,8 @@ def sample(
     def decode(batch: list[Image.Image]) -> list[list[str]]:
         return sample_reports(model, processor, batch, generation, generation.samples, seed)
 
-    # No more images than are sampled for at once: processes have more batches to share.
-    batch_size = sampled_at_once(generation, generation.samples)
-    batches = map_batches(decode, images, names, batch_size, desc, num_processes)
-    return list(chain.from_iterable(batches))
+    batch_size = images_at_once(generation, generation.samples)
+    return map_batches(decode, images, names, batch_size, desc, num_processes)
 
 
 def generate_batch(
@@ -108,7 +101,10 @@ def generate_batch(
     generation: settings.Evaluate,
     seed: int = 0,
 ) -> list[str]:
-    """One report an image, decoded as `generation.decoding` says, of `max_new_tokens` tokens at most."""
+    """One report an image, decoded as `generation.decoding` says, of `max_new_tokens` tokens at most.
+
+    `seed` is that of sampled reports; greedy decoding and beams need none.
+    """
     if generation.decoding == "consensus":
         sampled = sample_reports(model, processor, images, generation, generation.samples, seed)
         return [consensus(reports) for reports in sampled]
@@ -142,7 +138,7 @@ def sample_reports(
     """
     sampled = []
     cutoff = [EpsilonLogitsWarper(generation.epsilon_cutoff)] if generation.epsilon_cutoff else []
-    chunk = sampled_at_once(generation, samples)
+    chunk = images_at_once(generation, samples)
     for start in range(0, len(images), chunk):
         some = images[start : start + chunk]
         seeds = [seed + zlib.crc32(image.tobytes()) for image in some]
@@ -160,9 +156,9 @@ def sample_reports(
     return sampled
 
 
-def sampled_at_once(generation: settings.Evaluate, samples: int) -> int:
-    """Images that `samples` reports each are sampled for in one batch."""
-    return max(1, TEXTS_PER_IMAGE * generation.batch_size // samples)
+def images_at_once(generation: settings.Evaluate, samples: int) -> int:
+    """Images of one batch that gets `samples` reports each: at most `generation.batch_size`."""
+    return min(generation.batch_size, max(1, TEXTS_PER_IMAGE * generation.batch_size // samples))
 
 
 def consensus(reports: list[str]) -> str:
@@ -277,4 +273,5 @@ def image_features(
         patches = family.patch_features(base, processor.pixel_batch(batch))
         return patches.mean(1).float().cpu()
 
-    return torch.cat(map_batches(mean_features, images, names, batch_size, "image features", num_processes))
+    rows = map_batches(mean_features, images, names, batch_size, "image features", num_processes)
+    return torch.stack(rows)

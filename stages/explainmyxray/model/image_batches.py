@@ -29,14 +29,15 @@ def forkable_processes() -> int:
 
 
 def map_batches(
-    function: Callable[[list[Image.Image]], Result],
+    function: Callable[[list[Image.Image]], Sequence[Result]],
     images: Path,
     names: Sequence[str],
     batch_size: int,
     desc: str,
     num_processes: int = 1,
 ) -> list[Result]:
-    """What `function` returns for each `batch_size` of the files `names` of the folder `images`, in order.
+    """A result for each of the files `names` of the folder `images`, in order; `function` is given
+    `batch_size` images at a time and returns as many results.
 
     Shows a progress bar. With `num_processes` above 1 each computes whole batches, with one thread: the
     results are those of one process with one thread.
@@ -46,7 +47,7 @@ def map_batches(
     loader = DataLoader(
         batches,
         batch_size=None,
-        collate_fn=lambda result: result,
+        collate_fn=lambda of_batch: of_batch,
         num_workers=num_workers if num_workers > 1 else 0,
         multiprocessing_context="fork" if num_workers > 1 else None,
         # Else one whose results nobody takes any more would wait for that for ever.
@@ -55,9 +56,9 @@ def map_batches(
     )
     results = []
     with tqdm(total=len(names), desc=desc, unit="image", mininterval=2) as progress:
-        for number, result in enumerate(loader):
-            results.append(result)
-            progress.update(len(batches.names_of(number)))
+        for of_batch in loader:
+            results.extend(of_batch)
+            progress.update(len(of_batch))
     return results
 
 
@@ -73,9 +74,7 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return math.ceil(len(self.names) / self.batch_size)
 
-    def names_of(self, number: int) -> list[str]:
-        start = number * self.batch_size
-        return self.names[start : start + self.batch_size]
-
     def __getitem__(self, number: int):
-        return self.function([open_image(self.images, name) for name in self.names_of(number)])
+        start = number * self.batch_size
+        names = self.names[start : start + self.batch_size]
+        return self.function([open_image(self.images, name) for name in names])
