@@ -177,7 +177,7 @@ def decode_both(
         IMAGES,
         names,
         settings.evaluate,
-        f"sampling, {split}",
+        f"{settings.evaluate.samples} samples each, {split}",
         settings.seed,
         num_processes,
     )

@@ -27,11 +27,12 @@ from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_image
 
 from conftest import ROOT, run_stage
-from explainmyxray.app import result as results
+from explainmyxray.app import explain_upload
 from explainmyxray.app.examples import LABELS, draw_examples
+from explainmyxray.app.explain_upload import build_result, handle_upload
 from explainmyxray.app.limits import MIB, Limits
-from explainmyxray.app.result import Result, build_result, handle_upload
-from explainmyxray.app.server import launch, render_result
+from explainmyxray.app.result import Result
+from explainmyxray.app.server import launch, listen, render_result
 from explainmyxray.errors import UserError
 from explainmyxray.explaining.attribution import Attribution
 from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
@@ -54,7 +55,7 @@ UNKNOWN = (
 @contextmanager
 def serving(handle, **limits):
     """A page on a free port of this machine, with limits of its own."""
-    served = launch(handle, "127.0.0.1", 0, Limits(**limits))
+    served = launch(handle, "127.0.0.1", listen("127.0.0.1", 0), Limits(**limits))
     try:
         yield served
     finally:
@@ -228,7 +229,7 @@ def test_an_error_of_the_program_is_one_line_without_its_message(
     def fail(data):
         raise raised
 
-    monkeypatch.setattr(results, "open_film", fail)
+    monkeypatch.setattr(explain_upload, "open_film", fail)
     with serving(lambda data: handle_upload(explainer, data)) as served:
         answered = upload(served, png(film))
     said = answered.text + caplog.text + "".join(capfd.readouterr())
@@ -597,6 +598,8 @@ class Audit:
         if event != "open" or self.opened is None:
             return
         path, _, flags = arguments
+        if isinstance(path, int):  # a descriptor that is open already, as of a pipe to the decoder's process
+            return
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and path != os.devnull:
             self.opened.append(str(path))
 
@@ -666,7 +669,7 @@ def test_it_listens_on_this_machine_alone(plain):
 
 
 def test_on_all_addresses_the_name_is_free_and_the_origin_is_not():
-    served = launch(echo, "0.0.0.0", 0)
+    served = launch(echo, "0.0.0.0", listen("0.0.0.0", 0))
     try:
         assert not served.loopback
         address = f"http://127.0.0.1:{urlsplit(served.address).port}/"
@@ -686,8 +689,7 @@ def test_on_all_addresses_the_name_is_free_and_the_origin_is_not():
 
 
 def test_without_a_port_the_first_free_one_is_taken():
-    first = launch(echo, "127.0.0.1")
-    second = launch(echo, "127.0.0.1")
+    first, second = (launch(echo, "127.0.0.1", listen("127.0.0.1", None)) for _ in range(2))
     try:
         ports = [urlsplit(each.address).port for each in (first, second)]
         assert 7860 <= ports[0] < ports[1] < 7960
@@ -695,14 +697,14 @@ def test_without_a_port_the_first_free_one_is_taken():
         assert first.stop() and second.stop()
 
 
-def test_a_port_that_is_taken_and_a_missing_adapter_are_one_line(plain, finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    for port in (str(urlsplit(plain.address).port), "70000"):
-        with pytest.raises(UserError, match="cannot listen on 127.0.0.1"):
-            run_stage("app", "--port", port, "--samples", "0")
-    monkeypatch.chdir(finished.parent)
-    with pytest.raises(UserError):
-        run_stage("app", "--samples", "0")
+def test_a_port_that_is_taken_is_one_line_before_the_adapter_is_looked_for(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = str(urlsplit(plain.address).port)
+    for port, reason in {taken: "another program does", "70000": "port must be 0-65535"}.items():
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1, port {port}: .*{reason}"):
+            run_stage("app", "--port", port)
+    with pytest.raises(UserError, match="params.yaml"):
+        run_stage("app")
 
 
 @pytest.mark.slow
@@ -729,6 +731,7 @@ def test_ctrl_c_ends_it_without_a_traceback(finished, film, busy):
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
+    assert out.endswith("the page has ended\n")
     assert "Traceback" not in out + errors and "rror" not in out + errors
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import ROOT, SMALL, write_params
-from explainmyxray.errors import UserError
+from explainmyxray.errors import RESTORE, UserError
 from explainmyxray.settings import Settings, load_settings
 from explainmyxray.training import checkpoints
 from explainmyxray.training.fingerprint import run_fingerprint, syntax
@@ -288,7 +288,10 @@ def test_ctrl_c_under_dvc_is_one_line_and_the_next_run_goes_on(workspace, num_pr
     _, errors = run.communicate()
     lines = [line for line in errors.splitlines() if line and not line.startswith("Loading weights")]
     line, dvc_line = lines
-    assert line == "interrupted: the next run goes on from the last checkpoint, if there is one"
+    assert line == (
+        "interrupted: the next run goes on from the last checkpoint, if there is one "
+        f"(earlier outputs come back with: {RESTORE})"
+    )
     assert dvc_line.startswith("ERROR: failed to reproduce 'train'")
 
     run = subprocess.run(command.split(), capture_output=True, text=True)

@@ -23,7 +23,7 @@ from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
 from explainmyxray.explaining import explainer
 from explainmyxray.explaining.confidence import Calibration, load_calibration
-from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
+from explainmyxray.explaining.explanation import NOT_FOR_THIS_IMAGE, NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.files import find_images
 from explainmyxray.explaining.loading import load_explainer
 from explainmyxray.explaining.remarks import remarks_on
@@ -238,6 +238,9 @@ def test_a_folder_is_explained_file_by_file(folder, monkeypatch, capsys):
     assert "colour" in colour["warning"]
     assert "blank" in blank["warning"]
     assert "unlike those that the adapter was tuned on (drawn phantoms)" in photograph["warning"]
+    assert film["measured"] is not None and film["calibration"].startswith("measured on")
+    for warned in (colour, blank, photograph):  # of such images nothing was measured
+        assert (warned["measured"], warned["calibration"]) == (None, NOT_FOR_THIS_IMAGE)
 
 
 def test_a_table_and_a_text_say_the_same_and_nothing_of_the_patient(folder, monkeypatch, capsys):

@@ -53,7 +53,7 @@ def exit_on_user_error(main: Callable[[], None], interrupted: str = "interrupted
         return
     if by_signal:
         # Raised anew: with the first one's traceback, all that `main` had open would stay until Python ends.
-        sys.excepthook = lambda *_: print(f"\n{interrupted}", file=sys.stderr)
+        sys.excepthook = lambda *_: print(f"\n{interrupted}{_how_to_restore()}", file=sys.stderr)
         raise KeyboardInterrupt
     sys.exit(f"error: {printable(message)}{_how_to_restore()}")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from explainmyxray import settings
 from explainmyxray.explaining.confidence import Calibration, shares
-from explainmyxray.explaining.explanation import NOT_MEASURED, Explanation, LikeFindings
+from explainmyxray.explaining.explanation import NOT_FOR_THIS_IMAGE, NOT_MEASURED, Explanation, LikeFindings
 from explainmyxray.explaining.files import problem_message
 from explainmyxray.explaining.remarks import remarks_on
 from explainmyxray.generation import consensus, generate_batch, sample_reports
@@ -121,8 +121,8 @@ class Explainer:
         return replace(
             explanation,
             probabilities=probabilities,
-            measured=self._measured(probabilities),
-            calibration=self._calibrated_on(),
+            measured=None if explanation.warning else self._measured(probabilities),
+            calibration=NOT_FOR_THIS_IMAGE if explanation.warning else self._calibrated_on(),
             agreement=in_samples.count(findings) / len(sampled),
         )
 

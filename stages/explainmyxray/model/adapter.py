@@ -64,7 +64,12 @@ def add_lora(base, lora: settings.Lora, revision: str | None = None) -> PeftMode
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
-        raise UserError(f"lora.target_modules {lora.target_modules} do not fit this model: {error}") from None
+        hint = ""
+        if isinstance(lora.target_modules, str):
+            hint = " (a text is a pattern of whole module names; a list wants brackets: [q_proj,v_proj])"
+        raise UserError(
+            f"lora.target_modules {lora.target_modules} do not fit this model: {error}{hint}"
+        ) from None
     use_fused_lora(model)
     return model
 
