@@ -14,7 +14,7 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LlamaConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from conftest import ROOT, SMALL, run_stage, write_params
 from explainmyxray.errors import UserError
@@ -216,6 +216,13 @@ def test_generation_sees_the_prompt_as_training_does(bench):
 
 
 @torch.inference_mode()
+def test_the_model_card_s_example_makes_the_same_batch(bench):
+    plain = AutoProcessor.from_pretrained(bench.folder)
+    made = eval(bench.processor.example, {"processor": plain, "film": bench.images[0]})
+    for name, value in bench.processor.prompt_batch(bench.images[:1]).items():
+        assert torch.equal(made[name], value), name
+
+
 def test_image_features_are_the_tower_s_own(bench):
     """As the tower gives them when the model itself sees the images, neither scaled nor mixed up."""
     family, base = family_of(bench.model), bench.model.get_base_model()
@@ -439,3 +446,9 @@ def test_the_stages_run_and_a_killed_run_ends_with_the_same_adapter(
     image = next((workspace / "data/images").rglob("*.png"))
     run_stage("explain", str(image), "--samples", "2")
     assert "findings in the report:" in capsys.readouterr().out
+
+    shutil.copy(image, workspace / "film.png")
+    card = (workspace / "models/adapter/README.md").read_text()
+    (example,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    exec(example, {})  # whatever such a base writes: it loads, is asked, and is decoded
+    assert capsys.readouterr().out.endswith("\n")

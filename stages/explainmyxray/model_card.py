@@ -13,8 +13,8 @@ def write_model_card(folder: Path, settings: Settings, facts: dict) -> None:
     """Write README.md into an adapter's `folder`.
 
     `facts` fills what `settings` cannot know: the base's `revision`, `family` and `model_class`, the
-    `prompt`, the figures of metrics/train.json, and what was trained on (`train_images`, `train_patients`,
-    `val_images`, `source`, and `reports`, a sentence).
+    `prompt`, the `inputs` that plain transformers makes of a film, the figures of metrics/train.json, and
+    what was trained on (`train_images`, `train_patients`, `val_images`, `source`, and `reports`, a sentence).
     """
     filled = rounded(facts) | _settings_facts(settings)
     (folder / "README.md").write_text(Template(TEMPLATE.read_text()).substitute(filled))
@@ -29,6 +29,7 @@ def _settings_facts(settings: Settings) -> dict:
     return {
         "base": settings.model.id,
         "seed": settings.train.seed,
+        "image_size": settings.data.image_size,
         "r": lora.r,
         "alpha": lora.alpha,
         "dropout": lora.dropout,

@@ -14,6 +14,7 @@ from explainmyxray import out_of_distribution
 from explainmyxray.generation import GREEDY, generate_texts
 from explainmyxray.model.adapter import add_lora, count_trainable, save_adapter, trainable_by_part
 from explainmyxray.model.base import check_base, load_base, load_family, load_processor
+from explainmyxray.model.families.family import ReportProcessor
 from explainmyxray.model.inputs import open_image
 from explainmyxray.model.shared_prompt import SharedPromptDecoding
 from explainmyxray.model.tuned_on import save_tuned_on
@@ -90,7 +91,7 @@ def tune() -> None:
     )
     figures |= {"trainable_parameters": num_trainable, "trainable_percent": percent, "trainable": by_part}
     if is_main_process():
-        save(model, processor.prompt, settings, base, rows, figures)
+        save(model, processor, settings, base, rows, figures)
         num_images = len(rows["train"]) * figures["epochs"]
         write_runtime("train_qlora", started, num_images, plan.figures())
         shutil.rmtree(checkpoints)
@@ -126,7 +127,7 @@ def describe_reports(train: pd.DataFrame) -> str:
 
 
 def make_report_validation(
-    processor, rows: dict[str, pd.DataFrame], train: Train, max_new_tokens: int
+    processor: ReportProcessor, rows: dict[str, pd.DataFrame], train: Train, max_new_tokens: int
 ) -> ReportValidation | None:
     """Findings F1 on `train.findings_f1_images` validation images, drawn once for a seed; None for 0."""
     if train.findings_f1_images == 0:
@@ -162,7 +163,9 @@ def make_report_validation(
     return ReportValidation(tuple(some["image"]), write, reports_f1, majority_f1)
 
 
-def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figures: dict) -> None:
+def save(
+    model, processor: ReportProcessor, settings: Settings, base: Model, rows: dict, figures: dict
+) -> None:
     """The adapter with its card and what its images looked like, and the figures."""
     family = load_family(base)
     facts = {
@@ -170,7 +173,8 @@ def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figure
         "revision": base.revision or "in this repository",
         "family": family.name,
         "model_class": family.model_class.__name__,
-        "prompt": prompt,
+        "prompt": processor.prompt,
+        "inputs": processor.example,
         "reports": describe_reports(rows["train"]),
         "source": ", ".join(sorted(set(rows["train"]["source"]))),
         "train_images": len(rows["train"]),
@@ -181,7 +185,7 @@ def save(model, prompt: str, settings: Settings, base: Model, rows: dict, figure
     validation_images = (open_image(IMAGES, name) for name in rows["val"]["image"])
     with replacing_folder(ADAPTER) as folder:
         save_adapter(model, folder)
-        save_tuned_on(folder, prompt, rows["train"]["source"])
+        save_tuned_on(folder, processor.prompt, rows["train"]["source"])
         write_model_card(folder, settings, facts)
         out_of_distribution.fit(training_images, validation_images).save(folder)
     write_metrics("metrics/train.json", figures)

@@ -65,6 +65,13 @@ class ChatReportProcessor(ReportProcessor):
         return self.prompt_batch([blank])["input_ids"].shape[1]
 
     @property
+    def example(self) -> str:
+        return (
+            'processor(images=[[film.convert("RGB")]], '
+            f'text=[{self.prompt_text!r}], add_special_tokens=False, return_tensors="pt")'
+        )
+
+    @property
     def end_token_id(self) -> int:
         return self._end_token_id
 

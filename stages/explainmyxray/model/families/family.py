@@ -51,6 +51,11 @@ class ReportProcessor(ABC):
 
     @property
     @abstractmethod
+    def example(self) -> str:
+        """The Python expression that makes the batch of an image `film`, in transformers alone."""
+
+    @property
+    @abstractmethod
     def end_token_id(self) -> int:
         """The token that ends a report, the last one with a label."""
 

@@ -37,6 +37,10 @@ class PaliGemmaReportProcessor(ReportProcessor):
         return self.processor.image_seq_length + len(text.input_ids)
 
     @property
+    def example(self) -> str:
+        return f'processor(images=film, text="{self.prompt_text}", return_tensors="pt")'
+
+    @property
     def end_token_id(self) -> int:
         return self.tokenizer.eos_token_id
 
