@@ -215,14 +215,16 @@ def test_generation_sees_the_prompt_as_training_does(bench):
     torch.testing.assert_close(-torch.stack([row[0] for row in losses]), expected, rtol=1e-4, atol=1e-5)
 
 
-@torch.inference_mode()
 def test_the_model_card_s_example_makes_the_same_batch(bench):
     plain = AutoProcessor.from_pretrained(bench.folder)
-    made = eval(bench.processor.example, {"processor": plain, "film": bench.images[0]})
-    for name, value in bench.processor.prompt_batch(bench.images[:1]).items():
-        assert torch.equal(made[name], value), name
+    quoting = type(bench.processor)(plain, 'What is "new"?', bench.processor.image_size)
+    for processor in (bench.processor, quoting):
+        made = eval(processor.example, {"processor": plain, "film": bench.images[0]})
+        for name, value in processor.prompt_batch(bench.images[:1]).items():
+            assert torch.equal(made[name], value), name
 
 
+@torch.inference_mode()
 def test_image_features_are_the_tower_s_own(bench):
     """As the tower gives them when the model itself sees the images, neither scaled nor mixed up."""
     family, base = family_of(bench.model), bench.model.get_base_model()

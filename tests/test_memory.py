@@ -128,6 +128,13 @@ def test_too_little_memory_is_one_line_with_what_fits(large, fp16, monkeypatch):
         memory_plan.plan_memory(large, 260, 124)
 
 
+@pytest.mark.slow
+def test_a_card_that_is_too_small_for_any_setting_is_one_line(large, fp16, monkeypatch):
+    free(monkeypatch, 1.0)
+    with pytest.raises(UserError, match="no setting makes this model fit"):
+        memory_plan.plan_memory(large, 260, 124)
+
+
 @pytest.mark.parametrize(
     "num_processes, says",
     [("auto", "num_processes=1 has 2 times"), (4, "num_processes=1 has 4 times"), (1, "")],

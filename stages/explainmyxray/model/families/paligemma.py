@@ -38,7 +38,7 @@ class PaliGemmaReportProcessor(ReportProcessor):
 
     @property
     def example(self) -> str:
-        return f'processor(images=film, text="{self.prompt_text}", return_tensors="pt")'
+        return f'processor(images=film, text={self.prompt_text!r}, return_tensors="pt")'
 
     @property
     def end_token_id(self) -> int:
