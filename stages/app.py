@@ -29,13 +29,14 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args()
-    listener = open_listener(options.host, options.port)
+    host = options.host.strip("[]")  # around an IPv6 address, as URLs have them
+    listener = open_listener(host, options.port)
     # torch and transformers take seconds to import: after what can be refused at once.
     from explainmyxray.app.explain_upload import handle_upload
     from explainmyxray.explaining.loading import load_explainer
 
     explainer = load_explainer(options.adapter, options.samples)
-    served = launch(lambda data: handle_upload(explainer, data), options.host, listener)
+    served = launch(lambda data: handle_upload(explainer, data), host, listener)
     try:
         if not served.loopback:
             print("WARNING: anyone who reaches this machine can use the page: no password, no encryption")

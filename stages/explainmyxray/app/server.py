@@ -165,12 +165,11 @@ class PageServer:
 def launch(
     handle: Callable[[bytes], Result], host: str, listener: socket.socket, limits: Limits | None = None
 ) -> PageServer:
-    """Serve the page where `listener` listens, which a person reaches as `host`.
+    """Serve the page where `listener` listens, which a person reaches as `host` (IPv6 without brackets).
 
     Raises OSError where the server ends at once.
     """
     limits = limits or Limits()
-    host = host.strip("[]")
     address, port = listener.getsockname()[:2]
     protocol = type("Protocol", (TimedProtocol,), {"limits": limits})
     hosts = loopback_hosts(address, host, port)
@@ -206,12 +205,11 @@ def launch(
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens on `port`, or on the first free one from 7860; `host` may be in brackets.
+    """A socket that listens on `port`, or on the first free one from 7860.
 
     Raises OSError where there is none, or where `host` is no address of this machine; OverflowError for a
     port over 65535.
     """
-    host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port is not None:
         return socket.create_server((host, port), family=family)
